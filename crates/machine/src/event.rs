@@ -1,0 +1,151 @@
+//! What enters the machine and what leaves it.
+//!
+//! An [`Event`] is an input at a position; an [`Output`] is an effect for the shell to perform. The
+//! event log holds the events, stamped, and a mark for every output.
+
+use serde::{Deserialize, Serialize};
+
+/// An input. It takes effect at the icount at which it is injected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// Ethernet frames for a network device, without FCS, announced by one interrupt.
+    FramesReceived {
+        /// Index of the device, in the order of the configuration.
+        nic: u8,
+        /// The frames, oldest first.
+        frames: Vec<Vec<u8>>,
+    },
+    /// A disk has done a request.
+    DiskDone {
+        /// Index of the disk, in the order of the configuration.
+        disk: u8,
+        /// The request's number, as its [`Output::DiskRequest`] gave it.
+        request: u64,
+        /// How it went.
+        result: DiskResult,
+    },
+    /// Bytes typed at a console.
+    ConsoleInput {
+        /// Which console.
+        console: Console,
+        /// The bytes, oldest first.
+        bytes: Vec<u8>,
+    },
+    /// Random bytes for virtio-rng, as an answer to [`Output::EntropyWanted`].
+    Entropy {
+        /// The bytes. The host's random number generator made them.
+        bytes: Vec<u8>,
+    },
+    /// Guest time from here on: `guest_ns` now, then `ns_per_step_q32 / 2^32` ns a step. Never
+    /// earlier than the time computed so far.
+    Anchor {
+        /// Guest time at this position, in nanoseconds since power-on.
+        guest_ns: u64,
+        /// Nanoseconds a step, as a 32.32 fixed-point number.
+        ns_per_step_q32: u64,
+    },
+    /// An operation of the operator or of the cluster.
+    Control(Control),
+}
+
+/// What an operator or the cluster does to a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Control {
+    /// Presses the ACPI power button: a running system shuts itself down.
+    PowerButton,
+    /// Cuts the power.
+    PowerOff,
+    /// Presses the reset button.
+    Reset,
+    /// Has every network device ask its driver to announce itself (`VIRTIO_NET_F_GUEST_ANNOUNCE`).
+    Announce,
+}
+
+/// A console of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Console {
+    /// The first 16550, COM1.
+    Serial,
+    /// The virtio console.
+    Virtio,
+}
+
+/// How a disk request went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskResult {
+    /// Done, nothing to hand over (write, flush, discard).
+    Done,
+    /// Read: the bytes.
+    Data(Vec<u8>),
+    /// The disk failed.
+    Failed,
+}
+
+/// An effect that the shell performs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// Ethernet frames, without FCS, of one transmit kick.
+    FramesSent {
+        /// Index of the network device.
+        nic: u8,
+        /// The frames, oldest first.
+        frames: Vec<Vec<u8>>,
+    },
+    /// A disk request. The machine hands it out only when no unfinished request that was handed out
+    /// earlier touches the same sectors, unless both are reads.
+    DiskRequest {
+        /// Index of the disk.
+        disk: u8,
+        /// Numbers a machine's requests from 0; unique per disk.
+        request: u64,
+        /// What to do.
+        op: DiskOp,
+    },
+    /// Bytes that the guest wrote to a console.
+    ConsoleOutput {
+        /// Which console.
+        console: Console,
+        /// The bytes, oldest first.
+        bytes: Vec<u8>,
+    },
+    /// The guest's virtio-rng wants this many random bytes. Not visible outside, so it waits for nobody.
+    EntropyWanted {
+        /// How many, from 1 to 4096.
+        len: u32,
+    },
+}
+
+/// A disk request. Offsets and lengths are multiples of 512 bytes and lie inside the disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskOp {
+    /// Reads.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+    },
+    /// Writes; the data was copied out of RAM when the guest submitted it.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// Everything that was done before is on stable storage when this is done.
+    Flush,
+    /// The bytes are no longer needed and may read as anything the disk chooses, once.
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// The bytes read as zero from now on.
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+}

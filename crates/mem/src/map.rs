@@ -1,0 +1,106 @@
+//! The mapping that holds guest RAM: the only unsafe code of this crate.
+
+use std::io;
+use std::ptr::NonNull;
+
+use base::{PAGE_SHIFT, PAGE_SIZE};
+use bytemuck::Pod;
+
+/// An anonymous, private, lazily filled mapping of whole pages.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: u64,
+}
+
+// SAFETY: the mapping is owned by this value alone and reached only through `&self` and `&mut self`,
+// so moving it to another thread moves every access with it.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// `len` must not be 0.
+    pub(crate) fn new(len: u64) -> io::Result<Mapping> {
+        let host_len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory in use.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                host_len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { base, len })
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    #[inline(always)]
+    pub(crate) fn load<T: Pod>(&self, offset: u64) -> T {
+        self.check(offset, size_of::<T>());
+        // SAFETY: `check` showed that the value lies inside the mapping; `T: Pod` takes any bytes.
+        unsafe { self.base.add(offset as usize).cast::<T>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn store<T: Pod>(&mut self, offset: u64, value: T) {
+        self.check(offset, size_of::<T>());
+        // SAFETY: `check` showed that the value lies inside the mapping, and `&mut self` excludes
+        // every other access.
+        unsafe { self.base.add(offset as usize).cast::<T>().write_unaligned(value) }
+    }
+
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) {
+        self.check(offset, bytes.len());
+        let len = bytes.len();
+        // SAFETY: `check` showed that the source lies inside the mapping; `bytes` is a Rust slice
+        // that cannot overlap it, because the mapping hands out no `&mut`.
+        unsafe {
+            self.base.add(offset as usize).copy_to_nonoverlapping(NonNull::from(bytes).cast(), len);
+        }
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
+        self.check(offset, bytes.len());
+        // SAFETY: `check` showed that the target lies inside the mapping; `&mut self` excludes a
+        // `bytes` that borrows from it.
+        unsafe {
+            self.base
+                .add(offset as usize)
+                .copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len());
+        }
+    }
+
+    pub(crate) fn page(&self, page: u64) -> &[u8; PAGE_SIZE as usize] {
+        let offset = page << PAGE_SHIFT;
+        self.check(offset, PAGE_SIZE as usize);
+        // SAFETY: `check` showed that the page lies inside the mapping, and the borrow of `self`
+        // keeps stores out while the reference lives.
+        unsafe { self.base.add(offset as usize).cast().as_ref() }
+    }
+
+    #[inline(always)]
+    fn check(&self, offset: u64, len: usize) {
+        let inside = offset < self.len && len as u64 <= self.len - offset;
+        assert!(
+            inside || len == 0 && offset == self.len,
+            "RAM access at {offset:#x} for {len} bytes"
+        );
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` with this length and nothing borrows it any more.
+        let result = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len as usize) };
+        debug_assert_eq!(result, 0, "munmap of our own mapping");
+    }
+}
