@@ -1,2 +1,42 @@
-//! Chores of the workspace.
-fn main() {}
+//! Chores of the workspace: `cargo xtask check`, `cargo xtask test`.
+//!
+//! Everything runs from the workspace's root, whatever the current directory is. Each command is a
+//! module; `packages` and `images` hold what several of them need before they can start.
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod links;
+mod packages;
+mod process;
+
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Chores of the Lockstep workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every check, or only those named, in the order given.
+    Check(check::Args),
+    /// Install what the tests need, build the guest images and run all tests.
+    Test(test::Args),
+}
+
+fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Check(args) => check::run(&args),
+        Command::Test(args) => test::run(&args),
+    }
+}
