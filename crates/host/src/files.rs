@@ -1,0 +1,57 @@
+//! Files that hold secrets.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// Creates a file that only its owner may read (mode 0600). An existing file loses its content and its
+/// wider permissions.
+///
+/// # Errors
+/// What the system says about `path`.
+pub fn create_private(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // The mode above is for new files only. Devices such as /dev/full keep theirs.
+    if file.metadata()?.is_file() {
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}
+
+/// Writes a new file that only its owner may read, and refuses to replace one.
+///
+/// # Errors
+/// What the system says about `path`; `AlreadyExists` if there is one.
+pub fn write_new_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Whether somebody other than its owner may read the file.
+///
+/// # Errors
+/// What the system says about `path`.
+pub fn readable_by_others(path: &Path) -> io::Result<bool> {
+    Ok(std::fs::metadata(path)?.permissions().mode() & 0o077 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_file_is_private_even_if_it_was_there_before() {
+        let path = std::env::temp_dir().join(format!("lockstep-private-{}", std::process::id()));
+        std::fs::write(&path, "open to all").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        create_private(&path).unwrap().write_all(b"secret").unwrap();
+        let (mode, others) = (std::fs::metadata(&path), readable_by_others(&path));
+        let content = std::fs::read(&path);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(mode.unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!others.unwrap());
+        assert_eq!(content.unwrap(), b"secret");
+    }
+}

@@ -1,0 +1,105 @@
+//! Waking a thread that waits for a file descriptor.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// An eventfd: any thread may ring it, and the thread that waits for it (see [`wait_readable`])
+/// comes back.
+#[derive(Debug)]
+pub struct Wake(EventFd);
+
+impl Wake {
+    /// A wake-up that has not been rung.
+    ///
+    /// # Errors
+    /// If the process has no file descriptor left.
+    pub fn new() -> io::Result<Wake> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Wake(EventFd::from_value_and_flags(0, flags)?))
+    }
+
+    /// Wakes the waiter, or the next one that comes.
+    pub fn ring(&self) {
+        let _ = self.0.write(1); // only a full counter can fail, and a full counter wakes as well
+    }
+
+    /// Forgets all rings so far.
+    pub fn clear(&self) {
+        let _ = self.0.read(); // an empty counter is what is wanted
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// The descriptor has something to read, or was closed by its peer.
+    pub readable: bool,
+    /// The wake-up was rung. It has been cleared.
+    pub woken: bool,
+}
+
+/// Waits until `fd` is readable until `wake` rings or until `timeout` is
+/// over, whichever comes first.
+///
+/// # Errors
+/// If the kernel refuses to poll, which means that a descriptor is not open.
+pub fn wait_readable(
+    fd: Option<BorrowedFd<'_>>,
+    wake: &Wake,
+    timeout: Option<Duration>,
+) -> io::Result<Readiness> {
+    let mut polled = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+    if let Some(fd) = fd {
+        polled.push(PollFd::new(fd, PollFlags::POLLIN));
+    }
+    // A timeout is rounded up, so that nobody spins through its last millisecond.
+    let timeout = match timeout {
+        None => PollTimeout::NONE,
+        Some(time) => {
+            let millis = time.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
+            PollTimeout::try_from(millis as i32).expect("a bounded number of milliseconds")
+        }
+    };
+    match poll(&mut polled, timeout) {
+        Ok(_) => {}
+        Err(Errno::EINTR) => {
+            return Ok(Readiness { readable: false, woken: false });
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let events =
+        |index: usize| polled.get(index).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+    let woken = !events(0).is_empty();
+    let read_events = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
+    let readiness =
+        Readiness { readable: events(1).intersects(read_events | PollFlags::POLLNVAL), woken };
+    if woken {
+        wake.clear();
+    }
+    Ok(readiness)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_before_the_wait_is_not_lost_and_is_seen_once() {
+        let wake = Wake::new().unwrap();
+        wake.ring();
+        wake.ring();
+        assert!(wait_readable(None, &wake, None).unwrap().woken);
+        assert!(!wait_readable(None, &wake, Some(Duration::ZERO)).unwrap().woken);
+    }
+}
