@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+pub mod softfloat;
 
 pub use bus::Bus;
