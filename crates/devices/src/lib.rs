@@ -12,6 +12,9 @@ pub mod apic;
 pub mod interrupts;
 pub mod ioapic;
 pub mod pic;
+pub mod pit;
+pub mod pm;
+pub mod rtc;
 pub mod uart;
 
 use serde::{Deserialize, Serialize};
