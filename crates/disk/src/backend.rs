@@ -101,6 +101,8 @@ pub struct DiskInfo {
     pub request_len_max: u32,
     /// Whether [`Op::Trim`] and [`Op::WriteZeroes`] are understood.
     pub zeroes_and_trim: bool,
+    /// Whether [`Op::Flush`] makes anything durable; some servers promise nothing.
+    pub flush: bool,
 }
 
 /// Why a request failed.
@@ -178,6 +180,9 @@ pub trait Backend: Send + Sync {
 pub(crate) fn check(op: &Op, info: &DiskInfo) -> Result<(), DiskError> {
     if op.changes() && info.read_only {
         return Err(DiskError::ReadOnly);
+    }
+    if matches!(op, Op::Trim(_) | Op::WriteZeroes { .. }) && !info.zeroes_and_trim {
+        return Err(DiskError::Io(io::ErrorKind::Unsupported.into()));
     }
     let Some(extent) = op.extent() else { return Ok(()) };
     if !extent.fits(info.size) {

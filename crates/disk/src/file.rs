@@ -92,6 +92,7 @@ impl FileDisk {
             align: storage.align(),
             request_len_max: REQUEST_LEN_MAX,
             zeroes_and_trim: true,
+            flush: true,
         };
         let shared =
             Arc::new(Shared { info, storage, sink, queue: Mutex::default(), wake: Condvar::new() });

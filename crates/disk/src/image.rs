@@ -197,6 +197,10 @@ impl Storage for RawImage {
         self.read_only
     }
 
+    fn outlives_process(&self) -> bool {
+        true
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
     }

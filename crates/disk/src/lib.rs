@@ -6,15 +6,24 @@
 //! `docs/formats/nbd-fencing.md` and `docs/formats/arbiter.md`.
 #![forbid(unsafe_code)]
 
+pub mod arbiter;
 pub mod backend;
+pub mod client;
+mod export;
 pub mod file;
 pub mod image;
+pub mod nbd;
+mod net;
 pub mod overlay;
+pub mod server;
 pub mod stamp;
+mod state;
 pub mod storage;
+mod upstream;
 
 pub use backend::{
     Backend, Completion, DiskError, DiskEvent, DiskInfo, EventSink, Extent, Op, REQUEST_LEN_MAX,
     RequestId, SECTOR_SIZE,
 };
 pub use stamp::{Access, Badge, Stamp};
+pub use state::StateError;

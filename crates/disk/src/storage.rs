@@ -17,6 +17,12 @@ pub trait Storage: Send + Sync {
         1
     }
 
+    /// Whether writes that were not flushed survive the end of this process, because the host's
+    /// kernel has them. Nothing unflushed survives the end of the host.
+    fn outlives_process(&self) -> bool {
+        false
+    }
+
     /// Fills `buf` from `offset`; data that is missing is an error, never zeroes.
     ///
     /// # Errors

@@ -1,0 +1,499 @@
+//! The disk server: exports, fencing and the arbiter on one port.
+//!
+//! NBD's server speaks first, and so do we to everybody; a client that wants the arbiter says so by
+//! an option in the negotiation. Each connection has its threads, and nothing that one client does
+//! or fails to do holds up another, except where fencing makes a new owner wait for an old write.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::arbiter::store::Store;
+use crate::arbiter::wire::{Call, Numbered, Reply, read_frame, write_frame};
+use crate::backend::REQUEST_LEN_MAX;
+use crate::export::{Export, Refusal};
+use crate::image::{Format, ImageError, ImageOptions, open_image};
+use crate::nbd::dial::{DialError, NbdAddress};
+use crate::nbd::negotiate::{Exports, NegotiationError, Offer, Outcome, negotiate};
+use crate::nbd::proto::{STRING_LEN_MAX, StampReply};
+use crate::nbd::transmit::{TransmitError, is_timeout, transmit};
+use crate::net;
+use crate::stamp::Badge;
+use crate::state::{StateDir, StateError};
+use crate::storage::Storage;
+use crate::upstream::Upstream;
+
+/// Connections at the same time; one more is closed at once.
+const CONNECTIONS_MAX: usize = 256;
+/// A client chooses its export within this time.
+const NEGOTIATION_MAX: Duration = Duration::from_secs(10);
+/// A peer that stops in the middle of a message, or does not take its replies, is dropped after this.
+const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// What a disk server is to do.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `HOST:PORT` to listen at.
+    pub listen: String,
+    /// What to export.
+    pub exports: Vec<ExportSpec>,
+    /// Where fences and the arbiter's records are kept; made if it is not there.
+    pub state: PathBuf,
+}
+
+/// One export: `NAME=FILE` or `NAME=nbd://HOST[:PORT]/EXPORT`, and behind it `,format=raw`,
+/// `,format=qcow2` and `,ro` in any order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportSpec {
+    /// The name that clients ask for.
+    pub name: String,
+    /// What lies behind it.
+    pub source: Source,
+    /// Refuse all writes.
+    pub read_only: bool,
+}
+
+/// What lies behind an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An image in a file or on a block device.
+    Image {
+        /// Where.
+        path: PathBuf,
+        /// Its format, if the name does not tell.
+        format: Option<Format>,
+    },
+    /// Another NBD server, which then does the storing and we the fencing.
+    Nbd(NbdAddress),
+}
+
+impl FromStr for ExportSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ExportSpec, String> {
+        let bad = |why: &str| format!("export {text:?} is not NAME=FILE[,format=F][,ro]: {why}");
+        let (name, mut target) = text.split_once('=').ok_or_else(|| bad("there is no ="))?;
+        if name.is_empty() || name.len() > 200 || name.contains(char::is_control) {
+            return Err(bad("the name is empty, too long, or holds control characters"));
+        }
+        let (mut format, mut read_only) = (None, false);
+        // A file's name may hold commas, so only what is known is taken off its end.
+        while let Some((head, tail)) = target.rsplit_once(',') {
+            if tail == "ro" {
+                read_only = true;
+            } else if let Some(name) = tail.strip_prefix("format=") {
+                format = Some(name.parse().map_err(|why: String| bad(&why))?);
+            } else {
+                break;
+            }
+            target = head;
+        }
+        if target.is_empty() {
+            return Err(bad("the file is missing"));
+        }
+        let source = if target.starts_with("nbd://") {
+            if format.is_some() {
+                return Err(bad("an NBD server's export has no format"));
+            }
+            Source::Nbd(target.parse().map_err(|why: String| bad(&why))?)
+        } else {
+            Source::Image { path: PathBuf::from(target), format }
+        };
+        Ok(ExportSpec { name: name.to_owned(), source, read_only })
+    }
+}
+
+/// Why a disk server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address cannot be listened at.
+    #[error("cannot listen at {address}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Two exports have one name.
+    #[error("there are two exports named {0:?}")]
+    TwoOfAName(String),
+    /// An image cannot be opened.
+    #[error("cannot export {name}")]
+    Image {
+        /// The export.
+        name: String,
+        /// Why.
+        source: ImageError,
+    },
+    /// The server behind an export cannot be reached.
+    #[error("cannot export {name}")]
+    Upstream {
+        /// The export.
+        name: String,
+        /// Why.
+        source: DialError,
+    },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// A disk server that listens but does not serve yet.
+pub struct Server {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+/// Stops a running server from another thread.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    listener: Arc<TcpListener>,
+}
+
+struct Shared {
+    exports: BTreeMap<String, Arc<Export>>,
+    store: Store,
+    boot: Boot,
+    connections: Mutex<Connections>,
+    /// A connection has ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Connections {
+    streams: BTreeMap<u64, TcpStream>,
+    next_id: u64,
+    stopping: bool,
+}
+
+/// What changes when unflushed writes may be gone.
+struct Boot {
+    host: u128,
+    process: u128,
+}
+
+impl Server {
+    /// Opens everything that the configuration names, and listens.
+    ///
+    /// # Errors
+    /// Any [`ServerError`].
+    pub fn bind(config: Config) -> Result<Server, ServerError> {
+        let state = Arc::new(StateDir::open(&config.state)?);
+        let store = Store::open(Arc::clone(&state))?;
+        let mut exports = BTreeMap::new();
+        for spec in config.exports {
+            let storage = open_source(&spec)?;
+            let export = Export::open(spec.name.clone(), storage, Arc::clone(&state))?;
+            if exports.insert(spec.name.clone(), Arc::new(export)).is_some() {
+                return Err(ServerError::TwoOfAName(spec.name));
+            }
+        }
+        let listener = TcpListener::bind(&config.listen)
+            .map_err(|source| ServerError::Listen { address: config.listen, source })?;
+        let shared = Shared {
+            exports,
+            store,
+            boot: Boot::find(),
+            connections: Mutex::default(),
+            ended: Condvar::new(),
+        };
+        Ok(Server { listener, shared: Arc::new(shared) })
+    }
+
+    /// The address that the server listens at, with the port that the host chose for port 0.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// A handle that stops the server.
+    ///
+    /// # Errors
+    /// If the host has no file descriptor left.
+    pub fn handle(&self) -> io::Result<Handle> {
+        let listener = Arc::new(self.listener.try_clone()?);
+        Ok(Handle { shared: Arc::clone(&self.shared), listener })
+    }
+
+    /// Serves until the handle stops it. When this returns, every request that was taken has been
+    /// carried out or dropped, and what was written is durable where the disk allows it.
+    pub fn run(self) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, peer)) => self.accept(stream, peer),
+                Err(_) if self.shared.stopping() => break,
+                Err(error) => {
+                    log::warn!("cannot accept a connection: {error}");
+                    // Most likely out of file descriptors: others have to end first.
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+        self.shared.wait_for_connections();
+        for export in self.shared.exports.values().filter(|export| !export.storage.read_only()) {
+            if let Err(error) = export.storage.flush() {
+                log::error!("export {}: cannot flush: {error}", export.name);
+            }
+        }
+    }
+
+    fn accept(&self, stream: TcpStream, peer: SocketAddr) {
+        let Some(id) = self.shared.register(&stream) else {
+            log::warn!("{peer}: refused, there are {CONNECTIONS_MAX} connections already");
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name("nbd".to_owned());
+        let spawned = thread.spawn(move || {
+            let _registered = Registered { shared: &shared, id };
+            shared.serve(stream, peer);
+        });
+        if let Err(error) = spawned {
+            log::warn!("{peer}: cannot start a thread: {error}");
+            self.shared.forget(id);
+        }
+    }
+}
+
+impl Handle {
+    /// Ends every connection and makes [`Server::run`] return.
+    pub fn shutdown(&self) {
+        let mut connections = self.shared.lock();
+        connections.stopping = true;
+        for stream in connections.streams.values() {
+            let _ = stream.shutdown(Shutdown::Both); // it may have ended by itself
+        }
+        drop(connections);
+        // Wakes `accept`, which then fails.
+        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
+    }
+}
+
+fn open_source(spec: &ExportSpec) -> Result<Box<dyn Storage>, ServerError> {
+    let name = spec.name.clone();
+    match &spec.source {
+        Source::Image { path, format } => {
+            let options = ImageOptions { format: *format, read_only: spec.read_only };
+            open_image(path, options).map_err(|source| ServerError::Image { name, source })
+        }
+        Source::Nbd(address) => {
+            let upstream = Upstream::connect(address.clone(), spec.read_only)
+                .map_err(|source| ServerError::Upstream { name, source })?;
+            Ok(Box::new(upstream))
+        }
+    }
+}
+
+impl Boot {
+    fn find() -> Boot {
+        let started = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let process = started ^ u128::from(std::process::id()) << 96;
+        let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+        let host = host.and_then(|id| u128::from_str_radix(&id.trim().replace('-', ""), 16).ok());
+        // Without the host's word, every start of ours counts as one of the host.
+        Boot { host: host.unwrap_or(process), process }
+    }
+}
+
+/// Takes a connection off the list when its thread ends, also by a panic.
+struct Registered<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.shared.forget(self.id);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Connections> {
+        self.connections.lock().expect("no thread panics while it holds the connections")
+    }
+
+    fn stopping(&self) -> bool {
+        self.lock().stopping
+    }
+
+    fn register(&self, stream: &TcpStream) -> Option<u64> {
+        let mut connections = self.lock();
+        if connections.stopping || connections.streams.len() >= CONNECTIONS_MAX {
+            return None;
+        }
+        let id = connections.next_id;
+        connections.next_id += 1;
+        connections.streams.insert(id, stream.try_clone().ok()?);
+        Some(id)
+    }
+
+    fn forget(&self, id: u64) {
+        self.lock().streams.remove(&id);
+        self.ended.notify_all();
+    }
+
+    fn wait_for_connections(&self) {
+        let mut connections = self.lock();
+        while !connections.streams.is_empty() {
+            connections = self.ended.wait(connections).expect("as in lock");
+        }
+    }
+
+    /// Serves one connection to its end; whatever goes wrong is reported once.
+    fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        if let Err(error) = self.serve_or_fail(&stream) {
+            let cause = std::error::Error::source(&error);
+            let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+            log::info!("{peer}: {error}{cause}");
+        }
+        let _ = stream.shutdown(Shutdown::Both); // the peer may have closed it already
+    }
+
+    fn serve_or_fail(&self, stream: &TcpStream) -> Result<(), ConnectionError> {
+        net::prepare(stream, STALL_MAX)?;
+        let mut timed = Timed { stream, deadline: Instant::now() + NEGOTIATION_MAX };
+        let outcome = negotiate(&mut timed, self)?;
+        stream.set_read_timeout(Some(STALL_MAX))?;
+        match outcome {
+            Outcome::Left => Ok(()),
+            Outcome::Arbiter => self.arbitrate(stream),
+            Outcome::Transmission { export, badge } => {
+                let end = stream.try_clone()?;
+                let cut = move || {
+                    let _ = end.shutdown(Shutdown::Both); // it may have ended by itself
+                };
+                let export = self.exports.get(&export).ok_or(Refusal::Unknown(export))?;
+                let session = export.join(badge, Box::new(cut))?;
+                let reader = BufReader::with_capacity(64 << 10, stream);
+                let hang_up = || {
+                    let _ = stream.shutdown(Shutdown::Both); // it may have ended by itself
+                };
+                Ok(transmit(reader, stream, &session, &hang_up)?)
+            }
+        }
+    }
+
+    fn arbitrate(&self, mut stream: &TcpStream) -> Result<(), ConnectionError> {
+        loop {
+            let call = match read_frame::<Numbered<Call>>(&mut stream) {
+                Ok(Some(call)) => call,
+                Ok(None) => return Ok(()),
+                // A client that has nothing to ask connects again when it has.
+                Err(error) if is_timeout(&error) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            let reply = Numbered { number: call.number, body: self.store.handle(&call.body) };
+            if let (Call::Ask(request), Reply::Answer(answer)) = (&call.body, &reply.body) {
+                log::info!("VM {}: {:?} -> {:?}", request.vm, request.op, answer.outcome);
+            }
+            write_frame(&mut stream, &reply)?;
+        }
+    }
+
+    fn export(&self, name: &str) -> Result<&Arc<Export>, Refusal> {
+        let mut all = self.exports.values();
+        match (name, all.next(), all.next()) {
+            // The only export is the default one.
+            ("", Some(only), None) => Ok(only),
+            _ => self
+                .exports
+                .get(name)
+                .ok_or_else(|| Refusal::Unknown(name.chars().take(STRING_LEN_MAX).collect())),
+        }
+    }
+}
+
+impl Exports for Shared {
+    fn names(&self) -> Vec<String> {
+        self.exports.keys().cloned().collect()
+    }
+
+    fn offer(&self, name: &str, badge: Option<&Badge>) -> Result<Offer, Refusal> {
+        let export = self.export(name)?;
+        Ok(Offer {
+            name: export.name.clone(),
+            size: export.storage.size(),
+            read_only: !export.writable_by(badge),
+            align: export.storage.align(),
+            request_len_max: REQUEST_LEN_MAX,
+        })
+    }
+
+    fn show(&self, name: &str, badge: &Badge) -> Result<StampReply, Refusal> {
+        let export = self.export(name)?;
+        export.show(badge)?;
+        log::info!("export {}: VM {} shows {}", export.name, badge.vm, badge.stamp);
+        let kept = export.storage.outlives_process();
+        Ok(StampReply { boot: if kept { self.boot.host } else { self.boot.process } })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error("connection broke")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Negotiation(#[from] NegotiationError),
+    #[error(transparent)]
+    Transmit(#[from] TransmitError),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// A stream on which everything has to be done by one moment.
+struct Timed<'a> {
+    stream: &'a TcpStream,
+    deadline: Instant,
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        let mut stream = self.stream;
+        stream.read(buf)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let mut stream = self.stream;
+        stream.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn export_flags_are_understood_or_refused() {
+        let parse = |text: &str| text.parse::<ExportSpec>();
+        let image = |path: &str, format| Source::Image { path: path.into(), format };
+        let spec = parse("disk=/a,b.img").unwrap();
+        assert_eq!((&*spec.name, spec.source), ("disk", image("/a,b.img", None)));
+        let spec = parse("d=x=y,ro,format=qcow2").unwrap();
+        assert_eq!(spec.source, image("x=y", Some(Format::Qcow2)));
+        assert!(spec.read_only);
+        let spec = parse("d=nbd://h:1/x,ro").unwrap();
+        assert!(spec.read_only && matches!(spec.source, Source::Nbd(_)));
+        for bad in ["disk", "=x", "d=", "d=x,format=vmdk", "d=nbd://", "d=nbd://h/x,format=raw"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}
