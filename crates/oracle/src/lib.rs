@@ -1,1 +1,35 @@
-//! oracle
+//! The host CPU as oracle for the interpreter.
+//!
+//! A *case* is a few bytes of code with the whole state that it starts from. The host CPU runs it
+//! natively, the interpreter runs it too, and everything that the manual defines has to be equal:
+//! registers, flags, memory, x87, SSE, and the exception that ended it. `docs/oracle.md` says what
+//! is compared and what is not.
+//!
+//! Test-only. Unsafe code is in [`native`] and in the supervisor's system calls.
+
+pub mod compare;
+pub mod encode;
+pub mod forms;
+pub mod generate;
+pub mod native;
+pub mod run;
+pub mod state;
+pub mod template;
+pub mod values;
+
+use forms::Coverage;
+use run::{Kind, Unit};
+use state::Mode;
+
+/// Every unit that is compared: the forms, sequences and random bytes, in both modes.
+#[must_use]
+pub fn units() -> Vec<Unit> {
+    let mut units = Vec::new();
+    for mode in Mode::ALL {
+        let forms = forms::level_v2(mode)
+            .filter(|code| !matches!(forms::coverage(*code, mode), Coverage::Excluded(_)));
+        units.extend(forms.map(|code| Unit { kind: Kind::Single(code), mode }));
+        units.extend([Kind::Sequence, Kind::Bytes].map(|kind| Unit { kind, mode }));
+    }
+    units
+}

@@ -1,0 +1,373 @@
+//! What has to be equal after a case, and what may differ for a reason.
+//!
+//! Every exemption is a line here with its reason; `docs/oracle.md` lists them for people.
+
+use std::fmt::Write as _;
+
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
+
+use crate::encode::decode;
+use crate::forms;
+use crate::state::{Case, Event, Fx, Outcome, REGION_BYTES, REGIONS, State, Subject};
+
+/// Flags that are compared: those that a program can set, and RF in the image that the handler gets.
+const FLAGS_COMPARED: u64 = 0x5_0fd5;
+
+/// Names of the general registers in the order of [`State::gpr`].
+pub const GPR_NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15",
+];
+
+/// Bytes of memory that are not compared: `len` bytes at a linear address.
+#[derive(Clone, Copy, Debug)]
+struct Hole {
+    at: u64,
+    len: u64,
+}
+
+/// Compares what two subjects made of one case. Empty if all that is defined is equal; otherwise
+/// one line per difference.
+pub fn differences(
+    case: &Case,
+    native: (&Outcome, &dyn Subject),
+    ours: (&Outcome, &dyn Subject),
+) -> Vec<String> {
+    let (host, cpu) = (native.0, ours.0);
+    let mut found = Vec::new();
+    if !same_event(&host.event, &cpu.event) {
+        found.push(format!("event: host {}, ours {}", host.event, cpu.event));
+    }
+    let rules = Rules::of(case, host);
+    compare_state(&host.state, &cpu.state, &rules, &mut found);
+    for (region, start) in REGIONS.into_iter().enumerate() {
+        let (host, cpu) = (native.1.memory(region), ours.1.memory(region));
+        if host != cpu {
+            compare_memory(start, host, cpu, &rules.holes, &mut found);
+        }
+    }
+    found
+}
+
+/// Linux reports a fault on a kernel address as if the page were present, whatever it is.
+fn same_event(host: &Event, ours: &Event) -> bool {
+    let is_kernel_address = host.vector == 14 && host.cr2 >> 47 != 0;
+    let ignored = if is_kernel_address { 1 } else { 0 };
+    host.vector == ours.vector
+        && host.error | ignored == ours.error | ignored
+        && host.cr2 == ours.cr2
+}
+
+/// What may differ in one case.
+#[derive(Default)]
+struct Rules {
+    flags_ignored: u64,
+    fsw_ignored: u16,
+    holes: Vec<Hole>,
+    /// ST and XMM registers hold an approximation.
+    is_approximate: bool,
+}
+
+impl Rules {
+    fn of(case: &Case, host: &Outcome) -> Rules {
+        let mut rules = Rules::default();
+        let executed = executed(case, host);
+        let is_single = executed.len() <= 1
+            && decode(case.mode, &case.code, case.state.rip).0.len() == case.code.len();
+        let mut undefined = 0;
+        for instr in &executed {
+            undefined = if is_single {
+                forms::undefined_after_single(instr, case.state.gpr[1] as u8)
+            } else {
+                forms::undefined_after(instr, undefined)
+            };
+            rules.add(case, instr);
+        }
+        rules.flags_ignored = forms::rflags_bits(undefined);
+        rules
+    }
+
+    fn add(&mut self, case: &Case, instr: &Instruction) {
+        use Mnemonic as M;
+        let is_written = |access| !matches!(access, OpAccess::Read | OpAccess::NoMemAccess);
+        let image = || operand_address(case, instr, is_written);
+        match instr.mnemonic() {
+            M::Fxsave | M::Fxsave64 | M::Xsave | M::Xsave64 => {
+                if let Some(at) = image() {
+                    // FOP, FIP, FDP; MXCSR_MASK; and the bytes that are left to software.
+                    self.holes.push(Hole { at: at + 6, len: 18 });
+                    self.holes.push(Hole { at: at + 28, len: 4 });
+                }
+            }
+            M::Fnstenv | M::Fnsave => {
+                if let Some(at) = image() {
+                    let is_16 =
+                        instr.memory_size().size() == 14 || instr.memory_size().size() == 94;
+                    let (from, len) = if is_16 { (6, 8) } else { (12, 16) };
+                    self.holes.push(Hole { at: at + from, len });
+                }
+            }
+            _ => {}
+        }
+        self.is_approximate |= forms::is_approximate(instr.code());
+        if self.is_approximate {
+            self.fsw_ignored |= 0x220; // C1 and PE follow from the last bit of the result
+        }
+    }
+}
+
+/// The address of the first memory operand with an access that is asked for, as the registers are
+/// before the case.
+fn operand_address(
+    case: &Case,
+    instr: &Instruction,
+    access: impl Fn(OpAccess) -> bool,
+) -> Option<u64> {
+    let mut info = InstructionInfoFactory::new();
+    let used = info.info(instr).used_memory().iter().find(|used| access(used.access())).copied()?;
+    let value = |reg: iced_x86::Register, _, _| {
+        if reg.is_segment_register() {
+            Some(match reg {
+                iced_x86::Register::FS => case.state.fs_base,
+                iced_x86::Register::GS => case.state.gs_base,
+                _ => 0,
+            })
+        } else {
+            let full = case.state.gpr.get(reg.full_register().number()).copied()?;
+            Some(if reg.size() == 4 { full & 0xffff_ffff } else { full })
+        }
+    };
+    used.virtual_address(0, value).map(|at| at & case.mode.gpr_mask())
+}
+
+/// The instructions that completed. A fault leaves RIP at the instruction that did not.
+fn executed(case: &Case, host: &Outcome) -> Vec<Instruction> {
+    let mut instrs = Vec::new();
+    let mut at = 0;
+    let is_fault = !matches!(host.event.vector, 1 | 3 | 4);
+    while at < case.code.len() {
+        let ip = case.state.rip + at as u64;
+        if is_fault && host.state.rip == ip && !is_repeated_partly(case, at) {
+            break;
+        }
+        let (instr, _) = decode(case.mode, &case.code[at..], ip);
+        if instr.is_invalid() {
+            break;
+        }
+        at += instr.len();
+        instrs.push(instr);
+    }
+    instrs
+}
+
+/// True if the instruction at `at` can fault after some of its work is done.
+fn is_repeated_partly(case: &Case, at: usize) -> bool {
+    let (instr, _) = decode(case.mode, &case.code[at..], case.state.rip + at as u64);
+    instr.is_string_instruction() && (instr.has_rep_prefix() || instr.has_repne_prefix())
+}
+
+fn compare_state(host: &State, ours: &State, rules: &Rules, found: &mut Vec<String>) {
+    for (i, name) in GPR_NAMES.iter().enumerate() {
+        if host.gpr[i] != ours.gpr[i] {
+            found.push(format!("{name}: host {:#x}, ours {:#x}", host.gpr[i], ours.gpr[i]));
+        }
+    }
+    if host.rip != ours.rip {
+        found.push(format!("rip: host {:#x}, ours {:#x}", host.rip, ours.rip));
+    }
+    let flags = (host.rflags ^ ours.rflags) & FLAGS_COMPARED & !rules.flags_ignored;
+    if flags != 0 {
+        found.push(format!(
+            "rflags: host {}, ours {} (differ in {})",
+            flag_names(host.rflags),
+            flag_names(ours.rflags),
+            flag_names(flags)
+        ));
+    }
+    if host.sel != ours.sel {
+        found.push(format!("selectors: host {:x?}, ours {:x?}", host.sel, ours.sel));
+    }
+    for (name, host, ours) in
+        [("fs base", host.fs_base, ours.fs_base), ("gs base", host.gs_base, ours.gs_base)]
+    {
+        if host != ours {
+            found.push(format!("{name}: host {host:#x}, ours {ours:#x}"));
+        }
+    }
+    compare_fx(&host.fx, &ours.fx, rules, found);
+}
+
+fn compare_fx(host: &Fx, ours: &Fx, rules: &Rules, found: &mut Vec<String>) {
+    for (name, host, ours, ignored) in [
+        ("fcw", host.fcw, ours.fcw, 0),
+        ("fsw", host.fsw, ours.fsw, rules.fsw_ignored),
+        ("ftw", u16::from(host.ftw), u16::from(ours.ftw), 0),
+    ] {
+        if (host ^ ours) & !ignored != 0 {
+            found.push(format!("{name}: host {host:#06x}, ours {ours:#06x}"));
+        }
+    }
+    if host.mxcsr != ours.mxcsr {
+        found.push(format!("mxcsr: host {:#x}, ours {:#x}", host.mxcsr, ours.mxcsr));
+    }
+    for i in 0..8 {
+        let (host, ours) = (&host.st[i], &ours.st[i]);
+        if host != ours && !(rules.is_approximate && is_near_f80(host, ours)) {
+            found.push(format!("st({i}): host {}, ours {}", hex(&host[..10]), hex(&ours[..10])));
+        }
+    }
+    for i in 0..16 {
+        let (host, ours) = (&host.xmm[i], &ours.xmm[i]);
+        if host != ours && !(rules.is_approximate && is_near_f32s(host, ours)) {
+            found.push(format!("xmm{i}: host {}, ours {}", hex(host), hex(ours)));
+        }
+    }
+}
+
+/// True if both are within the bound of SDM "x87 FPU Transcendental Instruction Accuracy" of the
+/// true value: 1 unit in the last place each, so 2 from each other.
+fn is_near_f80(host: &[u8; 16], ours: &[u8; 16]) -> bool {
+    let parts = |bytes: &[u8; 16]| {
+        let significand = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+        let exponent = u16::from_le_bytes([bytes[8], bytes[9]]);
+        (exponent >> 15, i128::from(exponent & 0x7fff) << 63 | i128::from(significand << 1 >> 1))
+    };
+    let ((host_sign, host), (our_sign, ours)) = (parts(host), parts(ours));
+    host_sign == our_sign && (host - ours).abs() <= 2
+}
+
+/// True if each lane is equal, or both lie within the bound of SDM RCPPS and RSQRTPS: a relative
+/// error of 1.5 * 2^-12 each.
+fn is_near_f32s(host: &[u8; 16], ours: &[u8; 16]) -> bool {
+    host.chunks_exact(4).zip(ours.chunks_exact(4)).all(|(host, ours)| {
+        let [host, ours] = [host, ours]
+            .map(|lane| f64::from(f32::from_le_bytes([lane[0], lane[1], lane[2], lane[3]])));
+        host.to_bits() == ours.to_bits()
+            || (host - ours).abs() <= host.abs().max(ours.abs()) * 3.1 / 4096.0
+    })
+}
+
+fn compare_memory(
+    start: u64,
+    host: &[u8; REGION_BYTES],
+    ours: &[u8; REGION_BYTES],
+    holes: &[Hole],
+    found: &mut Vec<String>,
+) {
+    let differs = |at: &usize| {
+        let address = start + *at as u64;
+        host[*at] != ours[*at] && !holes.iter().any(|hole| address.wrapping_sub(hole.at) < hole.len)
+    };
+    let Some(first) = (0..REGION_BYTES).find(differs) else { return };
+    let last = (0..REGION_BYTES).rev().find(differs).unwrap_or(first);
+    let end = (last + 1).min(first + 32);
+    found.push(format!(
+        "memory at {:#x}, {} bytes: host {}, ours {}",
+        start + first as u64,
+        last + 1 - first,
+        hex(&host[first..end]),
+        hex(&ours[first..end])
+    ));
+}
+
+fn flag_names(flags: u64) -> String {
+    const NAMES: [(u64, &str); 12] = [
+        (1 << 0, "CF"),
+        (1 << 2, "PF"),
+        (1 << 4, "AF"),
+        (1 << 6, "ZF"),
+        (1 << 7, "SF"),
+        (1 << 8, "TF"),
+        (1 << 9, "IF"),
+        (1 << 10, "DF"),
+        (1 << 11, "OF"),
+        (1 << 14, "NT"),
+        (1 << 16, "RF"),
+        (1 << 18, "AC"),
+    ];
+    let set: Vec<&str> =
+        NAMES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect();
+    if set.is_empty() { "none".to_owned() } else { set.join("+") }
+}
+
+/// Bytes as one number, most significant first.
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in bytes.iter().rev() {
+        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
+    }
+    text
+}
+
+/// The case for a person: code, disassembly, registers and memory operands before.
+#[must_use]
+pub fn describe(case: &Case) -> String {
+    let mut text = String::new();
+    let mut at = 0;
+    let mut formatter = iced_x86::FastFormatter::new();
+    while at < case.code.len() {
+        let ip = case.state.rip + at as u64;
+        let (instr, _) = decode(case.mode, &case.code[at..], ip);
+        let len = instr.len().max(1).min(case.code.len() - at);
+        let bytes: Vec<String> =
+            case.code[at..at + len].iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut disassembly = String::new();
+        formatter.format(&instr, &mut disassembly);
+        let _ = writeln!(
+            text,
+            "  {ip:#x}: {:<32} {disassembly}  [{:?}]",
+            bytes.join(" "),
+            instr.code()
+        );
+        at += len;
+        describe_memory(case, &instr, &mut text);
+    }
+    let state = &case.state;
+    for (row, names) in GPR_NAMES.chunks(4).enumerate() {
+        let regs: Vec<String> = names
+            .iter()
+            .zip(&state.gpr[row * 4..])
+            .map(|(name, value)| format!("{name}={value:016x}"))
+            .collect();
+        let _ = writeln!(text, "  {}", regs.join(" "));
+    }
+    let _ = writeln!(
+        text,
+        "  rip={:x} flags={} cs={:x} ss={:x} ds={:x} es={:x} fs={:x}:{:x} gs={:x}:{:x}",
+        state.rip,
+        flag_names(state.rflags),
+        state.sel.cs,
+        state.sel.ss,
+        state.sel.ds,
+        state.sel.es,
+        state.sel.fs,
+        state.fs_base,
+        state.sel.gs,
+        state.gs_base
+    );
+    let fx = &state.fx;
+    let _ = writeln!(
+        text,
+        "  fcw={:04x} fsw={:04x} ftw={:02x} mxcsr={:x}",
+        fx.fcw, fx.fsw, fx.ftw, fx.mxcsr
+    );
+    for (i, st) in fx.st.iter().enumerate() {
+        let _ = write!(text, "  st{i}={}{}", hex(&st[..10]), if i % 4 == 3 { "\n" } else { "" });
+    }
+    for (i, xmm) in fx.xmm.iter().enumerate() {
+        let _ = write!(text, "  xmm{i}={}{}", hex(xmm), if i % 3 == 2 { "\n" } else { "" });
+    }
+    text.push('\n');
+    for (at, bytes) in &case.patches {
+        let _ = writeln!(text, "  memory {at:#x} = {}", hex(bytes));
+    }
+    text
+}
+
+fn describe_memory(case: &Case, instr: &Instruction, text: &mut String) {
+    let has_memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
+    let address = if has_memory { operand_address(case, instr, |_| true) } else { None };
+    if let Some(at) = address {
+        let _ = writeln!(text, "    memory operand at {at:#x} if the registers are as below");
+    }
+}

@@ -1,0 +1,264 @@
+//! What is known about instruction forms: which can be compared, and what each leaves undefined.
+//!
+//! Manual references are to the Intel SDM ("SDM") and the AMD APM ("APM").
+
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+
+use crate::encode;
+use crate::state::Mode;
+
+/// How far the oracle covers a form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Coverage {
+    /// Results and faults are compared.
+    Full,
+    /// The form is privileged, so a program sees only its #GP or #UD.
+    FaultOnly,
+    /// Not compared, for this reason.
+    Excluded(&'static str),
+}
+
+/// How far the oracle covers `code` in `mode`.
+#[must_use]
+pub fn coverage(code: Code, mode: Mode) -> Coverage {
+    use Mnemonic as M;
+    let nondeterministic = "the host's own value: differs from host to host or from run to run";
+    let kernel = "enters the host's kernel";
+    match code.mnemonic() {
+        M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpid | M::Rdrand | M::Rdseed | M::Xgetbv => {
+            Coverage::Excluded(nondeterministic)
+        }
+        M::Syscall | M::Sysenter | M::Sysexit | M::Sysexitq | M::Sysret | M::Sysretq => {
+            Coverage::Excluded(kernel)
+        }
+        M::Sgdt | M::Sidt | M::Sldt | M::Smsw | M::Str => {
+            Coverage::Excluded("the host's kernel forbids it to programs (UMIP) or emulates it")
+        }
+        M::Vmcall | M::Vmmcall | M::Monitor | M::Mwait | M::Monitorx | M::Mwaitx => {
+            Coverage::Excluded("reaches the hypervisor below the host")
+        }
+        M::Ud0 => {
+            Coverage::Excluded("has a ModRM byte on Intel (SDM UD) and none on AMD (APM UD0)")
+        }
+        _ if is_amd_only(code, mode) => Coverage::Excluded(
+            "AMD only: Intel ignores 66H on near branches in 64-bit mode (SDM, Jcc) and REX.W on \
+             far pointers is Intel's alone",
+        ),
+        _ if code.op_code().must_be_cpl0() || code.op_code().is_privileged() => Coverage::FaultOnly,
+        _ => Coverage::Full,
+    }
+}
+
+/// True for forms that only an AMD CPU decodes.
+fn is_amd_only(code: Code, mode: Mode) -> bool {
+    let op = code.op_code();
+    mode == Mode::Long64 && op.amd_decoder64() && !op.intel_decoder64()
+}
+
+/// True if the instruction as it stands is not compared: because it must not run natively, or
+/// because AMD and Intel define it differently and we present an Intel CPU. (A SYSCALL by accident
+/// would do no harm, but its result is the filter's.)
+#[must_use]
+pub fn is_forbidden(instr: &Instruction, mode: Mode, bytes: &[u8]) -> bool {
+    instr.code() == Code::Int_imm8 && instr.immediate8() == 0x80
+        || matches!(coverage(instr.code(), mode), Coverage::Excluded(_))
+        || mode == Mode::Long64 && is_near_branch(instr) && has_operand_size_prefix(bytes)
+}
+
+/// SDM, Jcc/JMP/CALL/RET/LOOP: in 64-bit mode the operand size is 64 bits whatever the prefix says.
+/// APM, "Operand-Size Override Prefix": a 66H makes near branches 16 bits wide.
+fn is_near_branch(instr: &Instruction) -> bool {
+    use Mnemonic as M;
+    instr.is_jcc_short_or_near()
+        || instr.is_jmp_short_or_near()
+        || instr.is_call_near()
+        || instr.is_jmp_near_indirect()
+        || instr.is_call_near_indirect()
+        || instr.is_jcx_short()
+        || instr.is_loop()
+        || instr.is_loopcc()
+        || instr.mnemonic() == M::Ret
+}
+
+/// True if 66H is among the legacy prefixes that `bytes` start with.
+fn has_operand_size_prefix(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .take_while(|byte| {
+            matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+        })
+        .any(|byte| *byte == 0x66)
+}
+
+/// All forms of the `x86-64-v2` level that can be encoded in `mode`.
+pub fn level_v2(mode: Mode) -> impl Iterator<Item = Code> {
+    Code::values().filter(move |code| {
+        encode::is_encodable(*code, mode) && code.cpuid_features().iter().all(is_v2)
+    })
+}
+
+fn is_v2(feature: &CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::INTEL8086
+            | F::INTEL186
+            | F::INTEL286
+            | F::INTEL386
+            | F::INTEL486
+            | F::FPU
+            | F::FPU387
+            | F::X64
+            | F::CMOV
+            | F::CPUID
+            | F::CX8
+            | F::CMPXCHG16B
+            | F::MMX
+            | F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::POPCNT
+            | F::FXSR
+            | F::XSAVE
+            | F::CLFSH
+            | F::PAUSE
+            | F::MULTIBYTENOP
+            | F::SYSCALL
+            | F::SEP
+            | F::MSR
+            | F::TSC
+            | F::RDTSCP
+            | F::RDPMC
+            | F::FSGSBASE
+            | F::PREFETCHW
+    )
+}
+
+/// Forms whose result is an approximation of the implementation's own: compared against an error
+/// bound, never in sequences.
+#[must_use]
+pub fn is_approximate(code: Code) -> bool {
+    use Mnemonic as M;
+    matches!(
+        code.mnemonic(),
+        M::Rcpps
+            | M::Rcpss
+            | M::Rsqrtps
+            | M::Rsqrtss
+            | M::Fsin
+            | M::Fcos
+            | M::Fsincos
+            | M::Fptan
+            | M::Fpatan
+            | M::F2xm1
+            | M::Fyl2x
+            | M::Fyl2xp1
+    )
+}
+
+/// True if the form may stand in a random sequence: it goes on to the next instruction, and leaves
+/// nothing undefined but flags.
+#[must_use]
+pub fn is_sequence_member(code: Code, mode: Mode) -> bool {
+    use Mnemonic as M;
+    code.flow_control() == iced_x86::FlowControl::Next
+        && coverage(code, mode) == Coverage::Full
+        && !is_approximate(code)
+        && !matches!(
+            code.mnemonic(),
+            // Images of the x87 pointers, or wholesale state.
+            M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Xsave | M::Xsave64
+                | M::Xrstor | M::Xrstor64 | M::Fnstenv | M::Fldenv | M::Fnsave | M::Frstor
+                // Flags by other means than arithmetic, or a stack pointer that goes astray.
+                | M::Popf | M::Popfd | M::Popfq | M::Leave | M::Enter
+                // Results that the manual leaves undefined for some operands.
+                | M::Shld | M::Shrd | M::Bsf | M::Bsr
+                | M::Wrfsbase | M::Wrgsbase
+        )
+}
+
+const RESULT_FLAGS: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
+
+/// Which flags are undefined after the instruction if `before` were undefined ahead of it. The
+/// count of a shift or rotate is taken as unknown.
+#[must_use]
+pub fn undefined_after(instr: &Instruction, before: u32) -> u32 {
+    let defined = instr.rflags_written() | instr.rflags_cleared() | instr.rflags_set();
+    if is_shift(instr) {
+        // With a count of 0 every flag stays.
+        return before
+            | instr.rflags_undefined()
+            | RflagsBits::OF
+            | RflagsBits::AF
+            | RflagsBits::CF;
+    }
+    before & !defined | instr.rflags_undefined() & RESULT_FLAGS
+}
+
+/// As [`undefined_after`] for one instruction whose count is known: CL as the case sets it, or the
+/// immediate.
+#[must_use]
+pub fn undefined_after_single(instr: &Instruction, cl: u8) -> u32 {
+    if !is_shift(instr) {
+        return instr.rflags_undefined() & RESULT_FLAGS;
+    }
+    use Mnemonic as M;
+    let bits = match instr.op0_kind() {
+        OpKind::Register => instr.op0_register().size() as u32 * 8,
+        _ => instr.memory_size().size() as u32 * 8,
+    };
+    let last = instr.op_count() - 1;
+    let count = match instr.op_kind(last) {
+        OpKind::Register if instr.op_register(last) == Register::CL => cl,
+        _ => instr.immediate8(),
+    };
+    let count = u32::from(count) & if bits == 64 { 63 } else { 31 };
+    if count == 0 {
+        return 0;
+    }
+    let overflow = if count == 1 { 0 } else { RflagsBits::OF };
+    match instr.mnemonic() {
+        M::Rol | M::Ror | M::Rcl | M::Rcr => overflow,
+        // SDM, SAL/SAR/SHL/SHR: AF undefined, CF too for SHL and SHR with a count of the size or more.
+        M::Sar => overflow | RflagsBits::AF,
+        M::Shld | M::Shrd if count > bits => RESULT_FLAGS,
+        M::Shld | M::Shrd => overflow | RflagsBits::AF,
+        _ => {
+            let carry = if count >= bits { RflagsBits::CF } else { 0 };
+            overflow | RflagsBits::AF | carry
+        }
+    }
+}
+
+fn is_shift(instr: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        instr.mnemonic(),
+        M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shl | M::Sal | M::Shr | M::Sar | M::Shld | M::Shrd
+    )
+}
+
+/// iced's flag bits as bits of RFLAGS.
+#[must_use]
+pub fn rflags_bits(flags: u32) -> u64 {
+    [
+        (RflagsBits::CF, 0),
+        (RflagsBits::PF, 2),
+        (RflagsBits::AF, 4),
+        (RflagsBits::ZF, 6),
+        (RflagsBits::SF, 7),
+        (RflagsBits::OF, 11),
+    ]
+    .iter()
+    .filter(|(flag, _)| flags & flag != 0)
+    .map(|(_, bit)| 1u64 << bit)
+    .sum()
+}
