@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Creates a file that only its owner may read (mode 0600). An existing file loses its content and its
@@ -35,6 +35,16 @@ pub fn write_new_private(path: &Path, content: &[u8]) -> io::Result<()> {
 /// What the system says about `path`.
 pub fn readable_by_others(path: &Path) -> io::Result<bool> {
     Ok(std::fs::metadata(path)?.permissions().mode() & 0o077 != 0)
+}
+
+/// Whether `path` is a directory of this user that nobody else can write to.
+///
+/// # Errors
+/// What the system says about `path`.
+pub fn is_ours_alone(path: &Path) -> io::Result<bool> {
+    let found = std::fs::symlink_metadata(path)?;
+    let ours = found.uid() == crate::user_id();
+    Ok(found.is_dir() && ours && found.permissions().mode() & 0o022 == 0)
 }
 
 #[cfg(test)]

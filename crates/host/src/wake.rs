@@ -49,8 +49,7 @@ pub struct Readiness {
     pub woken: bool,
 }
 
-/// Waits until `fd` is readable until `wake` rings or until `timeout` is
-/// over, whichever comes first.
+/// Waits until `fd` is readable, until `wake` rings or until `timeout` is over, whichever comes first.
 ///
 /// # Errors
 /// If the kernel refuses to poll, which means that a descriptor is not open.
@@ -59,10 +58,47 @@ pub fn wait_readable(
     wake: &Wake,
     timeout: Option<Duration>,
 ) -> io::Result<Readiness> {
+    let mut waited = Vec::from_iter(fd.map(|fd| Waited { fd, writable: false, ready: None }));
+    let woken = wait_any(&mut waited, wake, timeout)?;
+    let readable = waited.first().and_then(|waited| waited.ready).is_some_and(|now| now.readable);
+    Ok(Readiness { readable, woken })
+}
+
+/// A descriptor to wait for.
+#[derive(Debug)]
+pub struct Waited<'fd> {
+    /// Which.
+    pub fd: BorrowedFd<'fd>,
+    /// Whether to wait until it takes bytes too, not only until it has some.
+    pub writable: bool,
+    /// Set by [`wait_any`] if the descriptor is ready.
+    pub ready: Option<Ready>,
+}
+
+/// What a descriptor is ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// It has something to read, or was closed by its peer.
+    pub readable: bool,
+    /// It takes bytes, and that was asked for.
+    pub writable: bool,
+}
+
+/// Waits until one of the descriptors is ready, until `wake` rings or until `timeout` is over. Says
+/// whether `wake` was rung, and clears it.
+///
+/// # Errors
+/// If the kernel refuses to poll, which means that a descriptor is not open.
+pub fn wait_any(
+    waited: &mut [Waited<'_>],
+    wake: &Wake,
+    timeout: Option<Duration>,
+) -> io::Result<bool> {
     let mut polled = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
-    if let Some(fd) = fd {
-        polled.push(PollFd::new(fd, PollFlags::POLLIN));
-    }
+    polled.extend(waited.iter().map(|waited| {
+        let write = if waited.writable { PollFlags::POLLOUT } else { PollFlags::empty() };
+        PollFd::new(waited.fd, PollFlags::POLLIN | write)
+    }));
     // A timeout is rounded up, so that nobody spins through its last millisecond.
     let timeout = match timeout {
         None => PollTimeout::NONE,
@@ -73,21 +109,24 @@ pub fn wait_readable(
     };
     match poll(&mut polled, timeout) {
         Ok(_) => {}
-        Err(Errno::EINTR) => {
-            return Ok(Readiness { readable: false, woken: false });
-        }
+        Err(Errno::EINTR) => return Ok(false),
         Err(error) => return Err(error.into()),
     }
-    let events =
-        |index: usize| polled.get(index).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
-    let woken = !events(0).is_empty();
-    let read_events = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
-    let readiness =
-        Readiness { readable: events(1).intersects(read_events | PollFlags::POLLNVAL), woken };
+    let found: Vec<PollFlags> =
+        polled.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty())).collect();
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    for (waited, found) in waited.iter_mut().zip(&found[1..]) {
+        let ready = Ready {
+            readable: found.intersects(PollFlags::POLLIN | gone),
+            writable: waited.writable && found.intersects(PollFlags::POLLOUT | gone),
+        };
+        waited.ready = (ready.readable || ready.writable).then_some(ready);
+    }
+    let woken = !found[0].is_empty();
     if woken {
         wake.clear();
     }
-    Ok(readiness)
+    Ok(woken)
 }
 
 #[cfg(test)]
