@@ -9,11 +9,15 @@
 #![forbid(unsafe_code)]
 
 pub mod apic;
+pub mod debug_exit;
+pub mod fw_cfg;
+pub mod i8042;
 pub mod interrupts;
 pub mod ioapic;
 pub mod pic;
 pub mod pit;
 pub mod pm;
+pub mod reset;
 pub mod rtc;
 pub mod uart;
 

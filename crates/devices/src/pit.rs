@@ -120,7 +120,7 @@ impl Pit {
                 Some(
                     u8::from(counter.gate)
                         | u8::from(self.state.speaker_data) << 1
-                        | ((now_ns / REFRESH_TOGGLE_NS & 1) as u8) << 4
+                        | (((now_ns / REFRESH_TOGGLE_NS) & 1) as u8) << 4
                         | u8::from(counter.output(now)) << 5,
                 )
             }

@@ -351,7 +351,7 @@ impl Rtc {
 
     fn byte_of(&self, value: u64) -> u8 {
         let value = value as u8;
-        if self.is_binary() { value } else { value / 10 << 4 | value % 10 }
+        if self.is_binary() { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn number_of(&self, byte: u8) -> u64 {
