@@ -8,12 +8,14 @@
 //! Knows nothing of the CPU, the bus and the log. `docs/board.md` has the addresses.
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod apic;
 pub mod debug_exit;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod interrupts;
 pub mod ioapic;
+pub mod layout;
 pub mod pic;
 pub mod pit;
 pub mod pm;
