@@ -1,7 +1,35 @@
 //! The CPU: an x86-64 interpreter that counts every step. It is the reference for what the guest sees.
+//!
+//! [`Cpu::run`] executes decoded blocks from a cache (`code`), one handler call per instruction
+//! (`op`, `forms`). Memory operands go through a software TLB (`tlb`, `access`) that behaves as if
+//! it were not there (`walk`). Interrupts and exceptions are in `event`, the definition of a step
+//! and of what happens between two of them in `run`.
 #![forbid(unsafe_code)]
 
+mod access;
 mod bus;
+mod code;
+mod cpu;
+mod decode;
+mod event;
+mod flags;
+pub mod forms;
+mod op;
+mod run;
+mod segment;
 pub mod softfloat;
+mod state;
+mod system;
+mod tlb;
+mod walk;
+mod word;
 
 pub use bus::Bus;
+pub use cpu::{Cpu, CpuStats};
+pub use flags::Flags;
+pub use op::{Env, Fault, Handler, Op};
+pub use run::CpuStop;
+pub use state::{
+    CpuState, F80, Mtrrs, Seg, Segment, Shadow, SseState, SystemState, TableRegister, X87State,
+};
+pub use word::Word;

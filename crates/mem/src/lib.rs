@@ -13,7 +13,7 @@ mod map;
 mod pages;
 
 use base::{Gpa, PAGE_SHIFT, PAGE_SIZE};
-pub use bytemuck::Pod;
+pub use bytemuck::{Pod, bytes_of, pod_read_unaligned as from_bytes};
 
 use crate::map::Mapping;
 pub use crate::pages::{PageMarks, WatchedWrite};
@@ -176,6 +176,13 @@ impl GuestMem {
         if self.marks.is_watched(page) {
             self.watched_writes.push(WatchedWrite { offset, len });
         }
+    }
+
+    /// Marks a page as written without reporting the write: for stores that change nothing of what
+    /// the watcher relies on.
+    #[inline]
+    pub fn mark_written(&mut self, page: u64) {
+        self.marks.set_written(page);
     }
 
     /// True if a watched page was written since [`GuestMem::take_watched_writes`].

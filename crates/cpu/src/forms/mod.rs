@@ -1,0 +1,144 @@
+//! The instruction list: every form that the interpreter implements, once, against iced's name for it.
+//!
+//! Each module holds handlers and the table of the forms they run. Dispatch and the list of what is
+//! covered both come from these tables.
+
+use std::sync::LazyLock;
+
+use x86::iced::Code;
+
+use crate::decode::undefined;
+use crate::op::Handler;
+
+mod alu;
+
+/// All tables.
+const TABLES: &[&[Form]] = &[alu::FORMS];
+
+/// Which unit an instruction needs, so that CR0 and CR4 can switch it off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// None: integer and system instructions.
+    None,
+    /// x87: #NM if CR0.EM or CR0.TS.
+    X87,
+    /// WAIT: #NM if CR0.MP and CR0.TS.
+    Wait,
+    /// MMX: #UD if CR0.EM, #NM if CR0.TS.
+    Mmx,
+    /// SSE: #UD if CR0.EM or not CR4.OSFXSR, #NM if CR0.TS.
+    Sse,
+    /// FXSAVE and FXRSTOR: #NM if CR0.EM or CR0.TS.
+    Fxsave,
+    /// XSAVE and XRSTOR: #NM if CR0.TS. They look at CR4.OSXSAVE themselves.
+    Xsave,
+}
+
+/// One instruction form and what runs it.
+#[derive(Clone, Copy)]
+pub struct Form {
+    /// iced's name.
+    pub code: Code,
+    /// Runs it if no operand is in memory.
+    pub reg: Handler,
+    /// Runs it if an operand is in memory.
+    pub mem: Handler,
+    ends_block: bool,
+    protected_only: bool,
+    gate: Gate,
+}
+
+impl Form {
+    /// A form whose operand may be in a register or in memory.
+    #[must_use]
+    pub const fn both(code: Code, reg: Handler, mem: Handler) -> Form {
+        Form { code, reg, mem, ends_block: false, protected_only: false, gate: Gate::None }
+    }
+
+    /// A form without a memory operand.
+    #[must_use]
+    pub const fn reg(code: Code, reg: Handler) -> Form {
+        Form::both(code, reg, undefined)
+    }
+
+    /// A form that always has a memory operand.
+    #[must_use]
+    pub const fn mem(code: Code, mem: Handler) -> Form {
+        Form::both(code, undefined, mem)
+    }
+
+    /// The same handler whatever the operand.
+    #[must_use]
+    pub const fn any(code: Code, run: Handler) -> Form {
+        Form::both(code, run, run)
+    }
+
+    /// The block ends after this form: it branches, counts steps of its own (REP), or changes how
+    /// the next bytes are read.
+    #[must_use]
+    pub const fn ends(self) -> Form {
+        Form { ends_block: true, ..self }
+    }
+
+    /// #UD in real and virtual 8086 mode.
+    #[must_use]
+    pub const fn protected(self) -> Form {
+        Form { protected_only: true, ..self }
+    }
+
+    /// The form needs a unit that can be switched off.
+    #[must_use]
+    pub const fn gated(self, gate: Gate) -> Form {
+        Form { gate, ..self }
+    }
+
+    /// True if a block ends after this form.
+    #[must_use]
+    pub const fn ends_block(&self) -> bool {
+        self.ends_block
+    }
+
+    /// True if the form is #UD in real and virtual 8086 mode.
+    #[must_use]
+    pub const fn protected_only(&self) -> bool {
+        self.protected_only
+    }
+
+    /// The unit that the form needs.
+    #[must_use]
+    pub const fn gate(&self) -> Gate {
+        self.gate
+    }
+}
+
+/// Every form that is implemented.
+pub fn all() -> impl Iterator<Item = &'static Form> {
+    TABLES.iter().copied().flatten()
+}
+
+static BY_CODE: LazyLock<Vec<Option<&'static Form>>> = LazyLock::new(|| {
+    let mut by_code = vec![None; Code::values().count()];
+    for form in all() {
+        by_code[form.code as usize] = Some(form);
+    }
+    by_code
+});
+
+/// The form of a code, if it is implemented.
+#[must_use]
+pub fn lookup(code: Code) -> Option<&'static Form> {
+    BY_CODE[code as usize]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_is_declared_once() {
+        let mut seen = std::collections::BTreeSet::new();
+        for form in all() {
+            assert!(seen.insert(form.code as usize), "{:?} is declared twice", form.code);
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! The software TLB, and what is remembered about the page tables and the code it depends on.
+//!
+//! Contract: the guest sees what it would see without a TLB. Every page-table page that a walk read
+//! is watched; a write to an entry that was walked drops what was filled from it. So neither
+//! INVLPG nor a CR3 load has to drop anything, and several address spaces stay in the TLB side by
+//! side, one bank each.
+
+use base::PAGE_SHIFT;
+use mem::{GuestMem, RamOffset, WatchedWrite};
+
+use crate::Cpu;
+
+/// Whose rights an access has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum View {
+    /// Supervisor; user pages are out of bounds if SMAP is on.
+    Supervisor,
+    /// Supervisor with RFLAGS.AC set.
+    SupervisorAc,
+    /// User.
+    User,
+}
+
+const PAGES: usize = 256;
+const VIEWS: usize = 4;
+const BANKS: usize = 8;
+const ENTRIES: usize = PAGES * VIEWS * BANKS;
+const BANK_SHIFT: u32 = 10;
+/// The view whose entries are never filled, so that every access takes the slow path.
+const VIEW_UNCACHED: usize = 3;
+
+const EXEC_PAGES: usize = 128;
+const EXEC_ENTRIES: usize = EXEC_PAGES * 2 * BANKS;
+
+/// A translation of one page for data.
+#[derive(Clone, Copy)]
+pub(crate) struct TlbEntry {
+    /// Linear address of the page if it may be read through this entry.
+    pub(crate) read: u64,
+    /// Linear address of the page if plain stores may be made through this entry.
+    pub(crate) write: u64,
+    /// RAM offset of the page.
+    pub(crate) ram: u64,
+}
+
+#[derive(Clone, Copy)]
+struct ExecEntry {
+    tag: u64,
+    ram: u64,
+}
+
+pub(crate) struct Tlb {
+    entries: Box<[TlbEntry; ENTRIES]>,
+    exec: Box<[ExecEntry; EXEC_ENTRIES]>,
+    /// CR3 of each bank; `None` if it is empty.
+    banks: [Option<u64>; BANKS],
+    bank: usize,
+    next_bank: usize,
+    /// Goes up whenever a link from a linear address to code may have become wrong.
+    pub(crate) code_epoch: u32,
+    uses: PageUses,
+    /// Writes to code that the code cache has not seen yet.
+    pub(crate) code_writes: Vec<WatchedWrite>,
+}
+
+/// A tag that no address looked up at this index can match: it is that of a page with another index.
+const fn no_tag(index: usize) -> u64 {
+    ((index as u64 ^ 1) & (PAGES as u64 - 1)) << PAGE_SHIFT
+}
+
+const fn empty_entry(index: usize) -> TlbEntry {
+    TlbEntry { read: no_tag(index), write: no_tag(index), ram: 0 }
+}
+
+const NO_EXEC: ExecEntry = ExecEntry { tag: u64::MAX, ram: 0 };
+
+impl Tlb {
+    pub(crate) fn new() -> Tlb {
+        let entries: Box<[TlbEntry]> = (0..ENTRIES).map(empty_entry).collect();
+        let exec = vec![NO_EXEC; EXEC_ENTRIES].into_boxed_slice();
+        Tlb {
+            entries: entries.try_into().ok().expect("the length is the array's"),
+            exec: exec.try_into().ok().expect("the length is the array's"),
+            banks: [None; BANKS],
+            bank: 0,
+            next_bank: 0,
+            code_epoch: 0,
+            uses: PageUses::default(),
+            code_writes: Vec::new(),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn entry(&self, base: usize, linear: u64) -> TlbEntry {
+        self.entries[index_of(base, linear)]
+    }
+
+    pub(crate) fn base_of(&self, view: View, uncached: bool) -> usize {
+        let view = if uncached { VIEW_UNCACHED } else { view as usize };
+        self.bank << BANK_SHIFT | view * PAGES
+    }
+
+    pub(crate) fn bank(&self) -> usize {
+        self.bank
+    }
+
+    pub(crate) fn fill(&mut self, view: View, linear: u64, ram_page: u64, may_store: bool) {
+        let index = index_of(self.base_of(view, false), linear);
+        let tag = linear & !0xfff;
+        let write = if may_store { tag } else { no_tag(index) };
+        self.entries[index] = TlbEntry { read: tag, write, ram: ram_page };
+    }
+
+    pub(crate) fn exec(&self, user: bool, linear: u64) -> Option<u64> {
+        let entry = self.exec[self.exec_index(self.bank, user, linear)];
+        (entry.tag == linear >> PAGE_SHIFT).then_some(entry.ram)
+    }
+
+    pub(crate) fn fill_exec(&mut self, user: bool, linear: u64, ram_page: u64) {
+        let index = self.exec_index(self.bank, user, linear);
+        self.exec[index] = ExecEntry { tag: linear >> PAGE_SHIFT, ram: ram_page };
+    }
+
+    fn exec_index(&self, bank: usize, user: bool, linear: u64) -> usize {
+        let page = (linear >> PAGE_SHIFT) as usize;
+        let page = (page ^ page >> 7) & (EXEC_PAGES - 1);
+        (bank * 2 + usize::from(user)) * EXEC_PAGES + page
+    }
+
+    /// Makes the bank of `cr3` the current one. Returns false if it had none.
+    fn select_bank(&mut self, cr3: u64) -> bool {
+        if let Some(bank) = self.banks.iter().position(|owner| *owner == Some(cr3)) {
+            self.bank = bank;
+            return true;
+        }
+        self.bank = self.next_bank;
+        self.next_bank = (self.next_bank + 1) % BANKS;
+        if self.banks[self.bank].replace(cr3).is_some() {
+            self.clear_bank(self.bank);
+        }
+        false
+    }
+
+    fn clear_bank(&mut self, bank: usize) {
+        let first = bank << BANK_SHIFT;
+        for index in first..first + PAGES * VIEWS {
+            self.entries[index] = empty_entry(index);
+        }
+        self.exec[bank * 2 * EXEC_PAGES..(bank + 1) * 2 * EXEC_PAGES].fill(NO_EXEC);
+        self.code_epoch += 1;
+    }
+
+    fn clear(&mut self) {
+        for bank in 0..BANKS {
+            if self.banks[bank].is_some() && bank != self.bank {
+                self.clear_bank(bank);
+                self.banks[bank] = None;
+            }
+        }
+        self.clear_bank(self.bank);
+        self.uses.forget_walks();
+    }
+
+    /// Drops the translations of one page in every bank and view; true if there were any.
+    fn drop_page(&mut self, linear: u64) -> u64 {
+        let mut dropped = 0;
+        for base in (0..ENTRIES).step_by(PAGES) {
+            let index = index_of(base, linear);
+            if self.entries[index].read == linear {
+                self.entries[index] = empty_entry(index);
+                dropped += 1;
+            }
+        }
+        dropped
+    }
+
+    fn drop_exec_page(&mut self, linear: u64) {
+        for bank in 0..BANKS {
+            for user in [false, true] {
+                let index = self.exec_index(bank, user, linear);
+                if self.exec[index].tag == linear >> PAGE_SHIFT {
+                    self.exec[index] = NO_EXEC;
+                }
+            }
+        }
+        self.code_epoch += 1;
+    }
+
+    pub(crate) fn drop_write_tags(&mut self) {
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            entry.write = no_tag(index);
+        }
+    }
+
+    /// Has writes to a RAM page reported from now on.
+    fn watch(&mut self, mem: &mut GuestMem, page: u64) {
+        if mem.marks().is_watched(page) {
+            return;
+        }
+        if mem.is_plain_store_page(page) {
+            let ram = page << PAGE_SHIFT;
+            for (index, entry) in self.entries.iter_mut().enumerate() {
+                if entry.ram == ram {
+                    entry.write = no_tag(index);
+                }
+            }
+        }
+        mem.marks_mut().watch(page);
+    }
+
+    /// Notes that bytes `start..end` of a RAM page are translated as code.
+    pub(crate) fn note_code(&mut self, mem: &mut GuestMem, page: u64, start: usize, end: usize) {
+        self.watch(mem, page);
+        let chunks = chunk_mask(start, end);
+        self.uses.of(page).code_chunks |= chunks;
+    }
+
+    /// Notes that no code of a RAM page is translated any more.
+    pub(crate) fn forget_code(&mut self, page: u64) {
+        if let Some(page_use) = self.uses.get(page) {
+            page_use.code_chunks = 0;
+        }
+    }
+
+    pub(crate) fn forget_all_code(&mut self) {
+        self.uses.slab.iter_mut().for_each(|page_use| page_use.code_chunks = 0);
+        self.code_writes.clear();
+        self.code_epoch += 1;
+    }
+
+    /// True if a write to these bytes would change code that is translated.
+    pub(crate) fn is_code(&mut self, offset: RamOffset, len: u32) -> bool {
+        let start = (offset.0 & 0xfff) as usize;
+        self.uses.get(offset.page()).is_some_and(|page_use| {
+            page_use.code_chunks & chunk_mask(start, start + len as usize) != 0
+        })
+    }
+
+    /// Notes that a walk for `linear` went through the table entry at `entry`.
+    pub(crate) fn note_walk(&mut self, mem: &mut GuestMem, step: WalkStep) {
+        let page = step.entry.page();
+        self.watch(mem, page);
+        let epoch = self.uses.epoch;
+        let page_use = self.uses.of(page);
+        if page_use.epoch != epoch {
+            page_use.forget_walks();
+            page_use.epoch = epoch;
+        }
+        let slot = (step.entry.0 >> 3 & 511) as usize;
+        page_use.walked[slot / 64] |= 1 << (slot % 64);
+        match step.table_linear {
+            // A last-level table: its entries' pages follow from its place.
+            Some(linear) => {
+                if step.fetch {
+                    page_use.fetched[slot / 64] |= 1 << (slot % 64);
+                }
+                match page_use.linear {
+                    TableLinear::Unknown => page_use.linear = TableLinear::Last(linear),
+                    TableLinear::Last(known) if known == linear => {}
+                    _ => page_use.linear = TableLinear::Many,
+                }
+            }
+            None => page_use.linear = TableLinear::Many,
+        }
+    }
+}
+
+/// One table entry that a walk read.
+#[derive(Clone, Copy)]
+pub(crate) struct WalkStep {
+    /// Where the entry is.
+    pub(crate) entry: RamOffset,
+    /// The linear address of the page that the table's first entry maps, if this is a table of
+    /// 8-byte entries for single 4 KiB pages.
+    pub(crate) table_linear: Option<u64>,
+    /// The walk was for an instruction fetch.
+    pub(crate) fetch: bool,
+}
+
+#[inline(always)]
+fn index_of(base: usize, linear: u64) -> usize {
+    (base | (linear >> PAGE_SHIFT) as usize & (PAGES - 1)) & (ENTRIES - 1)
+}
+
+/// One bit per 64 bytes of the page.
+fn chunk_mask(start: usize, end: usize) -> u64 {
+    let (first, last) = (start >> 6, (end.min(4096) - 1) >> 6);
+    u64::MAX << first & u64::MAX >> (63 - last)
+}
+
+/// Which linear addresses a page table maps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TableLinear {
+    Unknown,
+    /// A last-level table, used at one place only.
+    Last(u64),
+    /// An upper-level table, or one that is used in several places.
+    Many,
+}
+
+/// What depends on the content of one RAM page.
+struct PageUse {
+    /// The walks below are those of this epoch.
+    epoch: u32,
+    /// One bit per 8 bytes: the entry was walked.
+    walked: [u64; 8],
+    /// The entry was walked for a fetch.
+    fetched: [u64; 8],
+    linear: TableLinear,
+    /// One bit per 64 bytes: code was translated.
+    code_chunks: u64,
+}
+
+impl PageUse {
+    fn forget_walks(&mut self) {
+        self.walked = [0; 8];
+        self.fetched = [0; 8];
+        self.linear = TableLinear::Unknown;
+    }
+}
+
+#[derive(Default)]
+struct PageUses {
+    /// Place in `slab` plus one of each RAM page; 0 for none.
+    places: Vec<u32>,
+    slab: Vec<PageUse>,
+    epoch: u32,
+}
+
+impl PageUses {
+    fn of(&mut self, page: u64) -> &mut PageUse {
+        let page = page as usize;
+        if page >= self.places.len() {
+            self.places.resize(page + 1, 0);
+        }
+        if self.places[page] == 0 {
+            self.slab.push(PageUse {
+                epoch: self.epoch,
+                walked: [0; 8],
+                fetched: [0; 8],
+                linear: TableLinear::Unknown,
+                code_chunks: 0,
+            });
+            self.places[page] = self.slab.len() as u32;
+        }
+        &mut self.slab[self.places[page] as usize - 1]
+    }
+
+    fn get(&mut self, page: u64) -> Option<&mut PageUse> {
+        let place = *self.places.get(page as usize)?;
+        if place == 0 { None } else { Some(&mut self.slab[place as usize - 1]) }
+    }
+
+    fn forget_walks(&mut self) {
+        self.epoch += 1;
+    }
+}
+
+/// What a write to a watched page means.
+enum WriteEffect {
+    /// Nothing depends on the page any more.
+    Unwatch,
+    Nothing,
+    /// Walked entries in these slots were written.
+    Slots {
+        first: usize,
+        last: usize,
+        linear: TableLinear,
+    },
+}
+
+impl Cpu {
+    /// Drops every translation.
+    pub(crate) fn flush_tlb(&mut self) {
+        self.tlb.clear();
+        self.stats.tlb_flushes += 1;
+        self.attention = true;
+    }
+
+    /// Makes the address space of CR3 the current one.
+    pub(crate) fn select_address_space(&mut self) {
+        self.stats.cr3_loads += 1;
+        if !self.tlb.select_bank(self.sys.cr3) {
+            self.stats.cr3_misses += 1;
+        }
+        self.mode_key = self.compute_mode_key();
+        self.update_view();
+    }
+
+    /// Looks at the writes to watched pages: drops the translations that depended on what was
+    /// written, and keeps writes to code for the code cache.
+    #[cold]
+    pub(crate) fn absorb_writes(&mut self, mem: &mut GuestMem) {
+        for write in mem.take_watched_writes() {
+            self.absorb_write(mem, write);
+        }
+    }
+
+    fn absorb_write(&mut self, mem: &mut GuestMem, write: WatchedWrite) {
+        if self.tlb.is_code(write.offset, write.len) {
+            self.tlb.code_writes.push(write);
+            self.attention = true;
+        }
+        match self.tlb.effect_of(write) {
+            WriteEffect::Unwatch => mem.marks_mut().unwatch(write.offset.page()),
+            WriteEffect::Nothing => self.stats.table_writes += 1,
+            WriteEffect::Slots { first, last, linear } => {
+                self.stats.table_writes += 1;
+                self.stats.walked_entry_writes += 1;
+                match linear {
+                    TableLinear::Last(table) => {
+                        self.drop_slots(write.offset.page(), table, first, last)
+                    }
+                    _ => self.flush_tlb(),
+                }
+            }
+        }
+    }
+
+    fn drop_slots(&mut self, page: u64, table: u64, first: usize, last: usize) {
+        for slot in first..=last {
+            let linear = table.wrapping_add((slot as u64) << PAGE_SHIFT);
+            let page_use = self.tlb.uses.of(page);
+            let (word, bit) = (slot / 64, 1u64 << (slot % 64));
+            if page_use.walked[word] & bit == 0 {
+                continue;
+            }
+            let fetched = page_use.fetched[word] & bit != 0;
+            page_use.walked[word] &= !bit;
+            page_use.fetched[word] &= !bit;
+            self.stats.tlb_drops += self.tlb.drop_page(linear);
+            if fetched {
+                self.tlb.drop_exec_page(linear);
+                self.attention = true;
+            }
+        }
+    }
+}
+
+impl Tlb {
+    fn effect_of(&mut self, write: WatchedWrite) -> WriteEffect {
+        let epoch = self.uses.epoch;
+        let Some(page_use) = self.uses.get(write.offset.page()) else {
+            return WriteEffect::Unwatch;
+        };
+        let is_current = page_use.epoch == epoch;
+        if !is_current || page_use.walked == [0; 8] {
+            return if page_use.code_chunks == 0 {
+                WriteEffect::Unwatch
+            } else {
+                WriteEffect::Nothing
+            };
+        }
+        let start = (write.offset.0 & 0xfff) as usize;
+        let (first, last) = (start / 8, (start + write.len as usize - 1) / 8);
+        let hit = (first..=last).any(|slot| page_use.walked[slot / 64] >> (slot % 64) & 1 != 0);
+        if hit {
+            WriteEffect::Slots { first, last, linear: page_use.linear }
+        } else {
+            WriteEffect::Nothing
+        }
+    }
+}
