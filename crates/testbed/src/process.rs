@@ -1,0 +1,119 @@
+//! Processes that this one started, and no others.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A child process whose output is kept. It is killed when this value goes.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    output: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Process {
+    /// Starts `command`; `name` is for messages. Standard output and error are collected.
+    ///
+    /// # Errors
+    /// If the program cannot be started.
+    pub fn start(name: &str, mut command: Command) -> io::Result<Process> {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let output = Arc::new(Mutex::new(Vec::new()));
+        let stdout = child.stdout.take().expect("it was asked to be piped");
+        let stderr = child.stderr.take().expect("it was asked to be piped");
+        collect(stdout, Arc::clone(&output));
+        collect(stderr, Arc::clone(&output));
+        Ok(Process { name: name.to_owned(), child, output })
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything that it wrote so far.
+    ///
+    /// # Panics
+    /// If a collecting thread panicked.
+    #[must_use]
+    pub fn output(&self) -> String {
+        let bytes = self.output.lock().expect("the collector does not panic");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until its output contains `text`.
+    ///
+    /// # Errors
+    /// With the output so far, if it ends or `timeout` passes before.
+    pub fn wait_for(&mut self, text: &str, timeout: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let ended = self.child.try_wait().map_err(|error| error.to_string())?;
+            if self.output().contains(text) {
+                return Ok(());
+            }
+            if ended.is_some() || Instant::now() > deadline {
+                let why =
+                    ended.map_or("said nothing".to_owned(), |status| format!("ended ({status})"));
+                let (name, output) = (&self.name, self.output());
+                return Err(format!("{name} {why} before {text:?}; it wrote:\n{output}"));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// If the process has ended and was waited for.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = i32::try_from(self.pid()).expect("a process id fits");
+        Ok(kill(Pid::from_raw(pid), signal)?)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// With its output, if it does not end in time.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, String> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(status) = self.child.try_wait().map_err(|error| error.to_string())? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{} does not end; it wrote:\n{}", self.name, self.output()));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends it with SIGKILL and waits for it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill(); // it may have ended by itself
+        let _ = self.child.wait(); // likewise
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn collect(source: impl io::Read + Send + 'static, output: Arc<Mutex<Vec<u8>>>) {
+    thread::spawn(move || {
+        let mut source = BufReader::new(source);
+        let mut line = Vec::new();
+        while let Ok(1..) = source.read_until(b'\n', &mut line) {
+            output.lock().expect("nobody panics while holding it").append(&mut line);
+        }
+    });
+}
