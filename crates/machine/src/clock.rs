@@ -22,7 +22,7 @@ pub enum ClockMode {
 
 /// The machine's only clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Clock {
+pub(crate) struct Clock {
     anchor: Icount,
     anchor_ns: u64,
     ns_per_step_q32: u64,
@@ -38,7 +38,7 @@ impl Clock {
     /// Guest time at `icount`, which must not lie before the last anchor.
     #[inline]
     #[must_use]
-    pub fn ns_at(&self, icount: Icount) -> u64 {
+    pub(crate) fn ns_at(&self, icount: Icount) -> u64 {
         debug_assert!(icount >= self.anchor, "guest time before the last anchor was asked for");
         let steps = u128::from(icount.since(self.anchor));
         let ns = (steps * u128::from(self.ns_per_step_q32)) >> 32;
@@ -47,7 +47,7 @@ impl Clock {
 
     /// The first icount at which guest time is at least `ns`: now or earlier if it already is.
     #[must_use]
-    pub fn icount_at(&self, ns: u64) -> Icount {
+    pub(crate) fn icount_at(&self, ns: u64) -> Icount {
         let left = u128::from(ns.saturating_sub(self.anchor_ns)) << 32;
         let steps = left.div_ceil(u128::from(self.ns_per_step_q32.max(1)));
         self.anchor.plus(u64::try_from(steps).unwrap_or(u64::MAX))
@@ -55,20 +55,20 @@ impl Clock {
 
     /// Sets guest time at `icount` and the rate from there on. Time is never set back: an earlier
     /// `ns` counts as the time computed so far.
-    pub fn set_anchor(&mut self, icount: Icount, ns: u64, ns_per_step_q32: u64) {
+    pub(crate) fn set_anchor(&mut self, icount: Icount, ns: u64, ns_per_step_q32: u64) {
         let ns = ns.max(self.ns_at(icount));
         let ns_per_step_q32 = ns_per_step_q32.clamp(1, NS_PER_STEP_Q32_MAX);
         *self = Clock { anchor: icount, anchor_ns: ns, ns_per_step_q32 };
     }
 
     /// Jumps to `ns` at `icount` and keeps the rate.
-    pub fn jump_to(&mut self, icount: Icount, ns: u64) {
+    pub(crate) fn jump_to(&mut self, icount: Icount, ns: u64) {
         self.set_anchor(icount, ns, self.ns_per_step_q32);
     }
 
     /// The last anchor's position; no state before it can be asked about.
     #[must_use]
-    pub fn anchor(&self) -> Icount {
+    pub(crate) fn anchor(&self) -> Icount {
         self.anchor
     }
 }

@@ -3,6 +3,7 @@
 //! An [`Event`] is an input at a position; an [`Output`] is an effect for the shell to perform. The
 //! event log holds the events, stamped, and a mark for every output.
 
+use base::Digest;
 use serde::{Deserialize, Serialize};
 
 /// An input. It takes effect at the icount at which it is injected.
@@ -148,4 +149,30 @@ pub enum DiskOp {
         /// How many bytes.
         len: u64,
     },
+}
+
+impl Output {
+    /// What kind of output it is, for people.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Output::FramesSent { .. } => "frames sent",
+            Output::DiskRequest { .. } => "disk request",
+            Output::ConsoleOutput { .. } => "console output",
+            Output::EntropyWanted { .. } => "entropy request",
+        }
+    }
+
+    /// The digest that stands in the log for the output.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(&postcard::to_stdvec(self).expect("an output always serializes"))
+    }
+
+    /// True if the output is gone once it was let out. Requests are not: what has no completion in
+    /// the log is asked again after a failover.
+    #[must_use]
+    pub fn leaves_once(&self) -> bool {
+        matches!(self, Output::FramesSent { .. } | Output::ConsoleOutput { .. })
+    }
 }

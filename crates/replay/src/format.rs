@@ -146,6 +146,12 @@ impl Encoder {
         LogPos(self.next + self.packed.len() as u64)
     }
 
+    /// True if nothing was added since [`Encoder::take_bytes`].
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.packed.is_empty()
+    }
+
     /// The frame with everything added since the last call; empty if nothing was.
     #[must_use]
     pub fn take_bytes(&mut self) -> Vec<u8> {

@@ -2,3 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod format;
+mod recorder;
+mod replayer;
+
+pub use recorder::Recorder;
+pub use replayer::{Difference, Divergence, Passed, Progress, Replayer};
