@@ -57,7 +57,7 @@ impl Cpu {
         self.deliver_event(env, event);
     }
 
-    /// Delivers an event, and whatever delivering it raises. One step, unless the CPU shuts down.
+    /// Delivers an event, and whatever delivering it raises. One step, also if the CPU shuts down.
     pub(crate) fn deliver_event(&mut self, env: &mut Env<'_>, first: Event) {
         let mut event = first;
         loop {
@@ -73,6 +73,7 @@ impl Cpu {
             if is_exception && event.vector == Vector::DF {
                 self.sys.is_shut_down = true;
                 self.attention = true;
+                self.block_icount += 1;
                 return;
             }
             let page_fault = event.vector == Vector::PF

@@ -20,6 +20,8 @@ pub struct MachineConfig {
     pub nics: Vec<NicConfig>,
     /// Whether the isa-debug-exit port 0xf4 is there.
     pub debug_exit: bool,
+    /// Whether a reset boots the guest again; else it turns the machine off.
+    pub reboots: bool,
     /// Where guest time comes from.
     pub clock: ClockMode,
     /// What the RTC shows at power-on, in seconds since 1970 (UTC).
@@ -77,7 +79,7 @@ pub enum ConfigError {
 }
 
 impl MachineConfig {
-    /// A machine with RAM and a serial port, for tests: virtual clock and a fixed seed.
+    /// A machine with RAM and a serial port, for tests: virtual clock, no reboot and a fixed seed.
     #[must_use]
     pub fn for_test(ram_bytes: u64) -> MachineConfig {
         MachineConfig {
@@ -85,6 +87,7 @@ impl MachineConfig {
             disks: Vec::new(),
             nics: Vec::new(),
             debug_exit: true,
+            reboots: false,
             clock: ClockMode::Virtual,
             rtc_start_s: 1_700_000_000,
             seed_key: [0x5a; 32],
