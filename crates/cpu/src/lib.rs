@@ -14,15 +14,18 @@ mod decode;
 mod event;
 mod flags;
 pub mod forms;
+mod mmx;
 mod op;
 mod run;
 mod segment;
 pub mod softfloat;
+mod sse;
 mod state;
 mod system;
 mod tlb;
 mod walk;
 mod word;
+mod x87;
 
 pub use bus::Bus;
 pub use cpu::{Cpu, CpuStats};

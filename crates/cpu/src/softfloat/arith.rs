@@ -1,7 +1,7 @@
 //! Add, subtract, multiply, divide, square root, remainder, compare, minimum and maximum.
 
 use super::{
-    Class, F80, Float, Format, FpEnv, Parts, Rounding, Unpacked, flag, shift_right_sticky,
+    Class, EXTENDED, Float, Format, FpEnv, Parts, Rounding, Unpacked, flag, shift_right_sticky,
 };
 
 macro_rules! binary {
@@ -49,8 +49,8 @@ pub fn sqrt<F: Float>(env: &mut FpEnv, a: F) -> F {
     F::pack(sqrt_unpacked(env, F::FORMAT, a))
 }
 
-fn sub_unpacked(env: &mut FpEnv, format: Format, a: Unpacked, b: Unpacked) -> Parts {
-    // A NaN keeps its sign.
+/// `a - b`, rounded to `format`. A NaN keeps its sign.
+pub fn sub_unpacked(env: &mut FpEnv, format: Format, a: Unpacked, b: Unpacked) -> Parts {
     let b = if b.is_nan() { b } else { b.negated() };
     add_unpacked(env, format, a, b)
 }
@@ -214,14 +214,14 @@ pub fn remainder(env: &mut FpEnv, mode: RemainderMode, a: Unpacked, b: Unpacked)
         return done(Parts::zero(a.sign));
     }
     if b.class == Class::Infinity {
-        return done(env.round(F80, a.sign, a.exp, u128::from(a.sig) << 64));
+        return done(env.round(EXTENDED, a.sign, a.exp, u128::from(a.sig) << 64));
     }
     let difference = a.exp - b.exp;
     if difference >= 64 {
         return partial_remainder(env, a, b, difference);
     }
     if difference < -1 || (difference == -1 && mode == RemainderMode::Truncate) {
-        return done(env.round(F80, a.sign, a.exp, u128::from(a.sig) << 64));
+        return done(env.round(EXTENDED, a.sign, a.exp, u128::from(a.sig) << 64));
     }
     complete_remainder(env, mode, a, b, difference)
 }
@@ -268,7 +268,7 @@ fn exact(env: &mut FpEnv, sign: bool, exp: i32, sig: u128) -> Parts {
         return Parts::zero(sign);
     }
     let shift = sig.leading_zeros();
-    env.round(F80, sign, exp + 64 - shift as i32, sig << shift)
+    env.round(EXTENDED, sign, exp + 64 - shift as i32, sig << shift)
 }
 
 /// How two numbers compare.

@@ -13,7 +13,8 @@
 //! last rounding; so are denormals, infinities, NaNs and every rounding mode but nearest. Neither
 //! DAZ nor FTZ matters then, and inexact is the only flag possible; it must be masked.
 
-use super::{Fp80, FpEnv, Ordering, Rounding, flag};
+use super::{FpEnv, Ordering, Rounding, flag};
+use crate::state::F80;
 
 /// A result of the host.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +72,7 @@ pub trait HostFast: Copy {
 }
 
 /// The x87 format has no host counterpart.
-impl HostFast for Fp80 {}
+impl HostFast for F80 {}
 
 /// Operations for one format. `$wide` holds the product of two significands.
 macro_rules! host_fast {

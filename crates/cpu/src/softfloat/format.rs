@@ -1,8 +1,7 @@
 //! Number formats: single and double as their bits, the x87 extended format as a struct.
 
-use serde::{Deserialize, Serialize};
-
 use super::fast::HostFast;
+use crate::state::F80;
 
 /// What a format can hold. `exp` here is that of a significand in `[1, 2)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +17,11 @@ pub struct Format {
 }
 
 /// Single precision.
-pub const F32: Format = Format { precision: 24, exp_min: -126, exp_max: 127, wrap: 192 };
+pub const SINGLE: Format = Format { precision: 24, exp_min: -126, exp_max: 127, wrap: 192 };
 /// Double precision.
-pub const F64: Format = Format { precision: 53, exp_min: -1022, exp_max: 1023, wrap: 1536 };
+pub const DOUBLE: Format = Format { precision: 53, exp_min: -1022, exp_max: 1023, wrap: 1536 };
 /// x87 double extended precision.
-pub const F80: Format = Format { precision: 64, exp_min: -16382, exp_max: 16383, wrap: 24576 };
+pub const EXTENDED: Format = Format { precision: 64, exp_min: -16382, exp_max: 16383, wrap: 24576 };
 
 impl Format {
     /// The largest finite number.
@@ -64,6 +63,12 @@ pub struct Unpacked {
 }
 
 impl Unpacked {
+    /// Plus zero.
+    #[must_use]
+    pub fn zero() -> Unpacked {
+        Unpacked { sign: false, class: Class::Zero, exp: 0, sig: 0, denormal: false }
+    }
+
     /// A finite number, bit 63 of `sig` set.
     #[must_use]
     pub fn finite(sign: bool, exp: i32, sig: u64) -> Unpacked {
@@ -149,7 +154,7 @@ impl Parts {
     }
 }
 
-/// A number format by its bits: `u32` is single, `u64` double, [`Fp80`] extended precision.
+/// A number format by its bits: `u32` is single, `u64` double, [`F80`] extended precision.
 pub trait Float: HostFast + PartialEq {
     /// Precision and range.
     const FORMAT: Format;
@@ -200,7 +205,7 @@ fn unpack_implied(sign: bool, field: u32, special: u32, bias: i32, frac: u64) ->
 }
 
 impl Float for u32 {
-    const FORMAT: Format = F32;
+    const FORMAT: Format = SINGLE;
 
     #[inline]
     fn unpack(self) -> Unpacked {
@@ -216,7 +221,7 @@ impl Float for u32 {
 }
 
 impl Float for u64 {
-    const FORMAT: Format = F64;
+    const FORMAT: Format = DOUBLE;
 
     #[inline]
     fn unpack(self) -> Unpacked {
@@ -231,82 +236,73 @@ impl Float for u64 {
     }
 }
 
-/// An x87 register: 64-bit significand with explicit leading one, 15-bit exponent, sign.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fp80 {
-    /// The significand. MMX registers live here.
-    pub sig: u64,
-    /// Sign (bit 15) and biased exponent.
-    pub sign_exp: u16,
-}
-
-impl Fp80 {
+impl F80 {
     /// Plus zero.
-    pub const ZERO: Fp80 = Fp80 { sig: 0, sign_exp: 0 };
+    pub const ZERO: F80 = F80 { significand: 0, sign_exponent: 0 };
     /// One.
-    pub const ONE: Fp80 = Fp80 { sig: 1 << 63, sign_exp: 0x3fff };
+    pub const ONE: F80 = F80 { significand: 1 << 63, sign_exponent: 0x3fff };
     /// The x87's "real indefinite".
-    pub const DEFAULT_NAN: Fp80 = Fp80 { sig: 3 << 62, sign_exp: 0xffff };
+    pub const DEFAULT_NAN: F80 = F80 { significand: 3 << 62, sign_exponent: 0xffff };
 
     /// From the ten bytes of memory format (the upper 48 bits of `bits` are ignored).
     #[must_use]
-    pub fn from_bits(bits: u128) -> Fp80 {
-        Fp80 { sig: bits as u64, sign_exp: (bits >> 64) as u16 }
+    pub fn from_bits(bits: u128) -> F80 {
+        F80 { significand: bits as u64, sign_exponent: (bits >> 64) as u16 }
     }
 
     /// The ten bytes of memory format.
     #[must_use]
     pub fn to_bits(self) -> u128 {
-        u128::from(self.sig) | u128::from(self.sign_exp) << 64
+        u128::from(self.significand) | u128::from(self.sign_exponent) << 64
     }
 
     /// Negative, whatever else it is.
     #[must_use]
     pub fn sign(self) -> bool {
-        self.sign_exp & 0x8000 != 0
+        self.sign_exponent & 0x8000 != 0
     }
 }
 
-impl Float for Fp80 {
-    const FORMAT: Format = F80;
+impl Float for F80 {
+    const FORMAT: Format = EXTENDED;
 
     #[inline]
     fn unpack(self) -> Unpacked {
         let sign = self.sign();
-        let field = i32::from(self.sign_exp & 0x7fff);
-        let explicit = self.sig >> 63 != 0;
+        let field = i32::from(self.sign_exponent & 0x7fff);
+        let explicit = self.significand >> 63 != 0;
         if field == 0x7fff {
             let class = if !explicit {
                 Class::Unsupported
-            } else if self.sig << 1 == 0 {
+            } else if self.significand << 1 == 0 {
                 Class::Infinity
-            } else if self.sig & Parts::QUIET != 0 {
+            } else if self.significand & Parts::QUIET != 0 {
                 Class::Quiet
             } else {
                 Class::Signaling
             };
-            return Unpacked { sign, class, exp: 0, sig: self.sig, denormal: false };
+            return Unpacked { sign, class, exp: 0, sig: self.significand, denormal: false };
         }
         if field == 0 {
-            if self.sig == 0 {
+            if self.significand == 0 {
                 return Unpacked { sign, class: Class::Zero, exp: 0, sig: 0, denormal: false };
             }
-            let shift = self.sig.leading_zeros();
+            let shift = self.significand.leading_zeros();
             return Unpacked {
                 sign,
                 class: Class::Finite,
                 exp: -16382 - shift as i32,
-                sig: self.sig << shift,
+                sig: self.significand << shift,
                 denormal: true,
             };
         }
         let class = if explicit { Class::Finite } else { Class::Unsupported };
-        Unpacked { sign, class, exp: field - 16383, sig: self.sig, denormal: false }
+        Unpacked { sign, class, exp: field - 16383, sig: self.significand, denormal: false }
     }
 
     #[inline]
-    fn pack(parts: Parts) -> Fp80 {
+    fn pack(parts: Parts) -> F80 {
         let field = parts.field(16383, 0x7fff) as u16 & 0x7fff;
-        Fp80 { sig: parts.sig, sign_exp: u16::from(parts.sign) << 15 | field }
+        F80 { significand: parts.sig, sign_exponent: u16::from(parts.sign) << 15 | field }
     }
 }

@@ -14,14 +14,12 @@ mod convert;
 mod fast;
 mod format;
 
-pub use arith::{Ordering, add, compare, div, max, min, mul, sqrt, sub};
 pub use arith::{
-    Remainder, RemainderMode, add_unpacked, compare_unpacked, div_unpacked, mul_unpacked,
-    remainder, sqrt_unpacked,
+    Ordering, Remainder, RemainderMode, add, add_unpacked, compare, compare_unpacked, div,
+    div_unpacked, max, min, mul, mul_unpacked, remainder, sqrt, sqrt_unpacked, sub, sub_unpacked,
 };
 pub use convert::{IntWidth, convert, from_i64, round_to_integral, to_int};
-pub use format::Class;
-pub use format::{F32, F64, F80, Float, Format, Fp80, Parts, Unpacked};
+pub use format::{Class, DOUBLE, EXTENDED, Float, Format, Parts, SINGLE, Unpacked};
 
 /// Exception flags, at the places that MXCSR and the x87 status word give them.
 pub mod flag {
@@ -168,8 +166,9 @@ impl FpEnv {
         Some(self.pick_nan(a, b))
     }
 
+    /// Which NaN an operation on `a` and `b` gives, one of which is a NaN or unsupported.
     #[cold]
-    fn pick_nan(&mut self, a: &Unpacked, b: &Unpacked) -> Parts {
+    pub(crate) fn pick_nan(&mut self, a: &Unpacked, b: &Unpacked) -> Parts {
         if a.class == Class::Unsupported || b.class == Class::Unsupported {
             return self.invalid();
         }
@@ -213,8 +212,12 @@ impl FpEnv {
                 self.raise(flag::PE);
             }
             self.rounded_up = rounded.up;
-            // SSE instructions write nothing then; the x87 delivers a wrapped exponent.
-            return Parts { sign, exp: exp - format.wrap, sig: rounded.sig };
+            // SSE instructions write nothing then; the x87 delivers a wrapped exponent. FSCALE alone
+            // can be so large that even that overflows.
+            return match exp - format.wrap {
+                exp if exp > format.exp_max => Parts::infinity(sign),
+                exp => Parts { sign, exp, sig: rounded.sig },
+            };
         }
         self.raise(flag::PE);
         let to_infinity = match self.rounding {
@@ -243,7 +246,10 @@ impl FpEnv {
                 self.raise(flag::PE);
             }
             self.rounded_up = rounded.up;
-            return Parts { sign, exp: result_exp + format.wrap, sig: rounded.sig };
+            return match result_exp + format.wrap {
+                exp if exp < format.exp_min => Parts::zero(sign),
+                exp => Parts { sign, exp, sig: rounded.sig },
+            };
         }
         if self.ftz {
             self.raise(flag::UE | flag::PE);

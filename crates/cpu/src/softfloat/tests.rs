@@ -5,6 +5,7 @@ use rustc_apfloat::ieee::{Double, Single, X87DoubleExtended};
 use rustc_apfloat::{Float as _, Round, Status, StatusAnd};
 
 use super::*;
+use crate::state::F80;
 
 const DEFAULT: u32 = 0x1f80;
 const CASES: u64 = 60_000;
@@ -45,12 +46,12 @@ fn double(rng: &mut SeededRng) -> u64 {
     operand(rng, 11, 52)
 }
 
-fn extended(rng: &mut SeededRng) -> Fp80 {
+fn extended(rng: &mut SeededRng) -> F80 {
     let sign_exp = operand(rng, 15, 48) >> 48;
     let frac = fraction(rng, 63);
     // Only encodings that the reference knows: the leading bit matches the exponent.
     let sig = if sign_exp & 0x7fff == 0 { frac } else { frac | 1 << 63 };
-    Fp80 { sig, sign_exp: sign_exp as u16 }
+    F80 { significand: sig, sign_exponent: sign_exp as u16 }
 }
 
 fn reference_round(rounding: Rounding) -> Round {
@@ -155,8 +156,8 @@ against_reference!(
     extended_precision_agrees_with_the_reference,
     3,
     extended,
-    |x: Fp80| X87DoubleExtended::from_bits(x.to_bits()),
-    |x: X87DoubleExtended| Fp80::from_bits(x.to_bits())
+    |x: F80| X87DoubleExtended::from_bits(x.to_bits()),
+    |x: X87DoubleExtended| F80::from_bits(x.to_bits())
 );
 
 /// An environment that keeps the host's arithmetic out: nothing else differs while inexact is the
@@ -206,7 +207,7 @@ fn extended_square_root_is_the_nearest_number() {
     let mut rng = SeededRng::new(6);
     for _ in 0..20_000 {
         let a = Unpacked::finite(false, rng.below(200) as i32 - 100, rng.u64() | 1 << 63);
-        let root = sqrt_unpacked(&mut FpEnv::x87(0x37f), F80, a);
+        let root = sqrt_unpacked(&mut FpEnv::x87(0x37f), EXTENDED, a);
         // root - ulp/2 < sqrt(a) < root + ulp/2, squared and scaled to integers.
         let square = u128::from(a.sig) << (63 + (a.exp & 1));
         let root = u128::from(root.sig);
@@ -255,7 +256,7 @@ fn conversions_agree_with_the_host_around_every_boundary() {
         if !f32::from_bits(s).is_nan() {
             let ours: u64 = convert(&mut FpEnv::sse(DEFAULT), s);
             assert_eq!(ours, f64::from(f32::from_bits(s)).to_bits(), "double of {s:x}");
-            let wide: Fp80 = convert(&mut FpEnv::x87(0x37f), s);
+            let wide: F80 = convert(&mut FpEnv::x87(0x37f), s);
             let back: u32 = convert(&mut FpEnv::x87(0x37f), wide);
             assert_eq!(back, s, "extended and back of {s:x}");
         }
@@ -282,7 +283,7 @@ fn comparisons_agree_with_the_host() {
 
 #[test]
 fn remainder_is_complete_within_64_binades_and_partial_beyond() {
-    let one = Fp80::ONE.unpack();
+    let one = F80::ONE.unpack();
     let three = Unpacked::finite(false, 1, 3 << 62);
     let big = Unpacked::finite(false, 63, u64::MAX);
     let mut env = FpEnv::x87(0x37f);
@@ -295,7 +296,7 @@ fn remainder_is_complete_within_64_binades_and_partial_beyond() {
     let five_halves = Unpacked::finite(true, 1, 5 << 61);
     let result = remainder(&mut env, RemainderMode::Nearest, five_halves, one);
     assert_eq!(result.quotient, Some(2), "ties to even");
-    assert_eq!(Fp80::pack(result.value), Fp80 { sig: 1 << 63, sign_exp: 0xbffe });
+    assert_eq!(F80::pack(result.value), F80 { significand: 1 << 63, sign_exponent: 0xbffe });
     assert_eq!(env.flags, 0, "a remainder is exact");
 }
 
@@ -304,7 +305,7 @@ fn remainders_agree_with_the_reference() {
     let mut rng = SeededRng::new(9);
     for case in 0..CASES {
         let (a, b) = (extended(&mut rng), extended(&mut rng));
-        let reference = |x: Fp80| X87DoubleExtended::from_bits(x.to_bits());
+        let reference = |x: F80| X87DoubleExtended::from_bits(x.to_bits());
         let (x, y) = (a.unpack(), b.unpack());
         if x.class != Class::Finite || y.class != Class::Finite || x.exp - y.exp >= 64 {
             continue;
@@ -312,12 +313,12 @@ fn remainders_agree_with_the_reference() {
         let mut env = FpEnv::x87(0x37f);
         let result = remainder(&mut env, RemainderMode::Truncate, x, y);
         let StatusAnd { value, .. } = reference(a).c_fmod(reference(b));
-        let expected = Fp80::from_bits(value.to_bits());
-        assert_eq!(Fp80::pack(result.value), expected, "case {case}: {a:x?} fprem {b:x?}");
+        let expected = F80::from_bits(value.to_bits());
+        assert_eq!(F80::pack(result.value), expected, "case {case}: {a:x?} fprem {b:x?}");
         let result = remainder(&mut env, RemainderMode::Nearest, x, y);
         let StatusAnd { value, .. } = reference(a).ieee_rem(reference(b));
-        let expected = Fp80::from_bits(value.to_bits());
-        assert_eq!(Fp80::pack(result.value), expected, "case {case}: {a:x?} fprem1 {b:x?}");
+        let expected = F80::from_bits(value.to_bits());
+        assert_eq!(F80::pack(result.value), expected, "case {case}: {a:x?} fprem1 {b:x?}");
     }
 }
 
@@ -341,11 +342,11 @@ fn tininess_is_detected_after_rounding() {
     // (1 - 2^-24) * 2^-126 rounds up to the smallest normal number at single precision.
     let just_below = Unpacked::finite(false, -127, u64::MAX);
     let mut env = FpEnv::sse(DEFAULT);
-    let rounded = env.round(F32, false, just_below.exp, u128::from(just_below.sig) << 64);
+    let rounded = env.round(SINGLE, false, just_below.exp, u128::from(just_below.sig) << 64);
     assert_eq!((u32::pack(rounded), env.flags), (0x0080_0000, flag::PE));
     // One bit fewer is tiny even after rounding to 24 bits, though it denormalizes to the same.
     let mut env = FpEnv::sse(DEFAULT);
-    let rounded = env.round(F32, false, -127, u128::from(0xffff_ff00_0000_0000u64) << 64);
+    let rounded = env.round(SINGLE, false, -127, u128::from(0xffff_ff00_0000_0000u64) << 64);
     assert_eq!((u32::pack(rounded), env.flags), (0x0080_0000, flag::PE | flag::UE));
 }
 
@@ -363,6 +364,6 @@ fn daz_and_ftz_replace_denormals() {
 fn the_x87_wraps_the_exponent_of_unmasked_overflow() {
     let mut env = FpEnv::x87(0x37f & !u16::from(flag::OE));
     let large = Unpacked::finite(false, 16000, 1 << 63);
-    let result = mul_unpacked(&mut env, F80, large, large);
+    let result = mul_unpacked(&mut env, EXTENDED, large, large);
     assert_eq!((result.exp, env.flags), (32000 - 24576, flag::OE));
 }

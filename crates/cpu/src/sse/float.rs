@@ -1,0 +1,351 @@
+//! Packed and scalar floating point of SSE to SSE4.1 as functions of whole registers.
+//!
+//! A scalar operation works on lane 0 and keeps the other lanes of its first operand. Exceptions of
+//! all lanes gather in the [`FpEnv`]; the caller decides whether the result is written.
+//!
+//! RCPPS, RCPSS, RSQRTPS and RSQRTSS give the nearest single-precision number to the reciprocal
+//! (for the square root: computed in double precision, then rounded), whatever MXCSR's rounding
+//! mode is. That is within the 1.5 * 2^-12 that the SDM allows, and the same on every host.
+
+use super::lanes::Lane;
+use crate::softfloat::{
+    self as sf, Class, Float, FpEnv, IntWidth, Ordering, Parts, Rounding, flag,
+};
+
+/// A number format that is a lane.
+pub(crate) trait FloatLane: Float + Lane {
+    /// A lane of zeros or of ones.
+    fn mask(set: bool) -> Self;
+}
+
+impl FloatLane for u32 {
+    #[inline(always)]
+    fn mask(set: bool) -> u32 {
+        if set { !0 } else { 0 }
+    }
+}
+
+impl FloatLane for u64 {
+    #[inline(always)]
+    fn mask(set: bool) -> u64 {
+        if set { !0 } else { 0 }
+    }
+}
+
+/// `f` on every pair of lanes.
+#[inline(always)]
+fn packed2<F: FloatLane>(
+    env: &mut FpEnv,
+    a: u128,
+    b: u128,
+    mut f: impl FnMut(&mut FpEnv, F, F) -> F,
+) -> u128 {
+    let (mut lanes, b) = (F::split(a), F::split(b));
+    for (lane, b) in lanes.as_mut().iter_mut().zip(b.as_ref()) {
+        *lane = f(env, *lane, *b);
+    }
+    F::join(lanes)
+}
+
+/// `a` with its lane 0 replaced.
+#[inline(always)]
+fn with_low<F: FloatLane>(a: u128, low: F) -> u128 {
+    let mut lanes = F::split(a);
+    lanes.as_mut()[0] = low;
+    F::join(lanes)
+}
+
+#[inline(always)]
+fn low<F: FloatLane>(a: u128) -> F {
+    F::split(a).as_ref()[0]
+}
+
+/// `name of the packed form, name of the scalar form: function`.
+macro_rules! binary {
+    ($($packed:ident, $scalar:ident: $f:path;)*) => {$(
+        #[inline]
+        pub(crate) fn $packed<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128) -> u128 {
+            packed2::<F>(env, a, b, $f)
+        }
+
+        #[inline]
+        pub(crate) fn $scalar<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128) -> u128 {
+            let result = $f(env, low::<F>(a), low::<F>(b));
+            with_low(a, result)
+        }
+    )*};
+}
+
+binary! {
+    add_packed, add_scalar: sf::add;
+    sub_packed, sub_scalar: sf::sub;
+    mul_packed, mul_scalar: sf::mul;
+    div_packed, div_scalar: sf::div;
+    min_packed, min_scalar: sf::min;
+    max_packed, max_scalar: sf::max;
+    sqrt_packed, sqrt_scalar: sqrt_of_second;
+    rcp_packed, rcp_scalar: reciprocal;
+    rsqrt_packed, rsqrt_scalar: reciprocal_root;
+}
+
+#[inline]
+fn sqrt_of_second<F: Float>(env: &mut FpEnv, _a: F, b: F) -> F {
+    sf::sqrt(env, b)
+}
+
+/// An estimate's operand as a host double, or the result that needs no arithmetic. Denormals count
+/// as zero and no exception is raised.
+fn estimate_operand<F: Float>(b: F) -> Result<f64, Parts> {
+    let unpacked = b.unpack();
+    match unpacked.class {
+        Class::Quiet | Class::Signaling => Err(unpacked.quieted()),
+        Class::Finite if !unpacked.denormal => {
+            let double =
+                u64::pack(Parts { sign: unpacked.sign, exp: unpacked.exp, sig: unpacked.sig });
+            Ok(f64::from_bits(double))
+        }
+        Class::Infinity => Err(Parts::zero(unpacked.sign)),
+        _ => Err(Parts::infinity(unpacked.sign)),
+    }
+}
+
+/// The nearest single to `value`, a normal double; one too small for a normal single becomes zero.
+fn estimate<F: Float>(value: f64) -> F {
+    let mut env = FpEnv::sse(0x9f80);
+    F::pack(match value.to_bits().unpack() {
+        u if u.class == Class::Finite => {
+            env.round(F::FORMAT, u.sign, u.exp, u128::from(u.sig) << 64)
+        }
+        u => u.to_parts(),
+    })
+}
+
+fn reciprocal<F: Float>(_env: &mut FpEnv, _a: F, b: F) -> F {
+    match estimate_operand(b) {
+        Ok(value) => estimate(1.0 / value),
+        Err(special) => F::pack(special),
+    }
+}
+
+fn reciprocal_root<F: Float>(_env: &mut FpEnv, _a: F, b: F) -> F {
+    match estimate_operand(b) {
+        Ok(value) if value < 0.0 => F::pack(Parts::DEFAULT_NAN),
+        Ok(value) => estimate(1.0 / value.sqrt()),
+        Err(zero) if zero == Parts::zero(true) => F::pack(Parts::DEFAULT_NAN),
+        Err(special) => F::pack(special),
+    }
+}
+
+/// CMPPS and its like: predicates 0 to 7.
+#[inline]
+fn predicate<F: FloatLane>(env: &mut FpEnv, a: F, b: F, predicate: u8) -> F {
+    let ordering = sf::compare(env, a, b, matches!(predicate & 3, 1 | 2));
+    let holds = match predicate & 3 {
+        0 => ordering == Ordering::Equal,
+        1 => ordering == Ordering::Less,
+        2 => matches!(ordering, Ordering::Less | Ordering::Equal),
+        _ => ordering == Ordering::Unordered,
+    };
+    F::mask(holds != (predicate & 4 != 0))
+}
+
+#[inline]
+pub(crate) fn compare_packed<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128, imm: u8) -> u128 {
+    packed2::<F>(env, a, b, |env, a, b| predicate(env, a, b, imm))
+}
+
+#[inline]
+pub(crate) fn compare_scalar<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128, imm: u8) -> u128 {
+    let result = predicate(env, low::<F>(a), low::<F>(b), imm);
+    with_low(a, result)
+}
+
+/// COMISS and UCOMISS: the order of the low lanes.
+#[inline]
+pub(crate) fn order<F: FloatLane>(
+    env: &mut FpEnv,
+    a: u128,
+    b: u128,
+    quiet_invalid: bool,
+) -> Ordering {
+    sf::compare(env, low::<F>(a), low::<F>(b), quiet_invalid)
+}
+
+#[inline]
+pub(crate) fn addsub<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128) -> u128 {
+    let mut odd = false;
+    packed2::<F>(env, a, b, |env, a, b| {
+        odd = !odd;
+        if odd { sf::sub(env, a, b) } else { sf::add(env, a, b) }
+    })
+}
+
+/// HADDPS and its like: neighbours of `a`, then of `b`.
+#[inline(always)]
+fn horizontal<F: FloatLane>(
+    env: &mut FpEnv,
+    a: u128,
+    b: u128,
+    f: impl Fn(&mut FpEnv, F, F) -> F,
+) -> u128 {
+    let (mut lanes, a, b) = (F::split(a), F::split(a), F::split(b));
+    let pairs = a.as_ref().chunks_exact(2).chain(b.as_ref().chunks_exact(2));
+    for (lane, pair) in lanes.as_mut().iter_mut().zip(pairs) {
+        *lane = f(env, pair[0], pair[1]);
+    }
+    F::join(lanes)
+}
+
+#[inline]
+pub(crate) fn hadd<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128) -> u128 {
+    horizontal::<F>(env, a, b, sf::add)
+}
+
+#[inline]
+pub(crate) fn hsub<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128) -> u128 {
+    horizontal::<F>(env, a, b, sf::sub)
+}
+
+/// ROUNDPS and its like: bit 2 of `imm` asks for MXCSR's mode, bit 3 keeps PE quiet.
+#[inline]
+fn round_lane<F: Float>(env: &mut FpEnv, value: F, imm: u8) -> F {
+    let rounding = if imm & 4 != 0 { env.rounding } else { Rounding::from_bits(u32::from(imm)) };
+    let note = if imm & 8 != 0 { 0 } else { flag::PE };
+    sf::round_to_integral(env, value, rounding, note)
+}
+
+#[inline]
+pub(crate) fn round_packed<F: FloatLane>(env: &mut FpEnv, _a: u128, b: u128, imm: u8) -> u128 {
+    packed2::<F>(env, b, b, |env, value, _| round_lane(env, value, imm))
+}
+
+#[inline]
+pub(crate) fn round_scalar<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128, imm: u8) -> u128 {
+    let result = round_lane(env, low::<F>(b), imm);
+    with_low(a, result)
+}
+
+/// DPPS: products where bits 4 to 7 say, summed in pairs, into the lanes that bits 0 to 3 say.
+#[inline]
+pub(crate) fn dpps(env: &mut FpEnv, a: u128, b: u128, imm: u8) -> u128 {
+    let (a, b) = (u32::split(a), u32::split(b));
+    let products: [u32; 4] =
+        std::array::from_fn(|i| if imm >> (4 + i) & 1 != 0 { sf::mul(env, a[i], b[i]) } else { 0 });
+    if stops(env) {
+        return 0;
+    }
+    let low = sf::add(env, products[0], products[1]);
+    let high = sf::add(env, products[2], products[3]);
+    if stops(env) {
+        return 0;
+    }
+    let sum = sf::add(env, low, high);
+    u32::join(std::array::from_fn(|i| if imm >> i & 1 != 0 { sum } else { 0 }))
+}
+
+/// DPPD; see [`dpps`].
+#[inline]
+pub(crate) fn dppd(env: &mut FpEnv, a: u128, b: u128, imm: u8) -> u128 {
+    let (a, b) = (u64::split(a), u64::split(b));
+    let products: [u64; 2] =
+        std::array::from_fn(|i| if imm >> (4 + i) & 1 != 0 { sf::mul(env, a[i], b[i]) } else { 0 });
+    if stops(env) {
+        return 0;
+    }
+    let sum = sf::add(env, products[0], products[1]);
+    u64::join(std::array::from_fn(|i| if imm >> i & 1 != 0 { sum } else { 0 }))
+}
+
+/// An unmasked exception: the next step of a dot product is not taken.
+fn stops(env: &FpEnv) -> bool {
+    env.flags & !env.masked != 0
+}
+
+/// An integer from the low lane; `rounding` is `None` for MXCSR's mode.
+#[inline]
+pub(crate) fn to_int<F: FloatLane>(
+    env: &mut FpEnv,
+    b: u128,
+    rounding: Option<Rounding>,
+    width: IntWidth,
+) -> i64 {
+    let operand = env.unpack(low::<F>(b));
+    sf::to_int(env, operand, rounding.unwrap_or(env.rounding), width)
+}
+
+/// An integer into the low lane.
+#[inline]
+pub(crate) fn from_int<F: FloatLane>(env: &mut FpEnv, a: u128, value: i64) -> u128 {
+    let result: F = sf::from_i64(env, value);
+    with_low(a, result)
+}
+
+fn to_dword<F: Float>(env: &mut FpEnv, value: F, rounding: Rounding) -> u32 {
+    let operand = env.unpack(value);
+    sf::to_int(env, operand, rounding, IntWidth::I32) as u32
+}
+
+pub(crate) fn cvtdq2ps(env: &mut FpEnv, b: u128) -> u128 {
+    u32::join(i32::split(b).map(|value| sf::from_i64(env, i64::from(value))))
+}
+
+pub(crate) fn cvtdq2pd(env: &mut FpEnv, b: u128) -> u128 {
+    let lanes = i32::split(b);
+    u64::join([0, 1].map(|i: usize| sf::from_i64(env, i64::from(lanes[i]))))
+}
+
+pub(crate) fn cvtps2dq(env: &mut FpEnv, b: u128) -> u128 {
+    let rounding = env.rounding;
+    u32::join(u32::split(b).map(|value| to_dword(env, value, rounding)))
+}
+
+pub(crate) fn cvttps2dq(env: &mut FpEnv, b: u128) -> u128 {
+    u32::join(u32::split(b).map(|value| to_dword(env, value, Rounding::Zero)))
+}
+
+pub(crate) fn cvtpd2dq(env: &mut FpEnv, b: u128) -> u128 {
+    let rounding = env.rounding;
+    let [low, high] = u64::split(b).map(|value| to_dword(env, value, rounding));
+    u32::join([low, high, 0, 0])
+}
+
+pub(crate) fn cvttpd2dq(env: &mut FpEnv, b: u128) -> u128 {
+    let [low, high] = u64::split(b).map(|value| to_dword(env, value, Rounding::Zero));
+    u32::join([low, high, 0, 0])
+}
+
+/// The two low lanes only (CVTPS2PI).
+pub(crate) fn cvtps2pi(env: &mut FpEnv, b: u128) -> u128 {
+    cvtps2dq(env, u128::from(b as u64))
+}
+
+/// The two low lanes only (CVTTPS2PI).
+pub(crate) fn cvttps2pi(env: &mut FpEnv, b: u128) -> u128 {
+    cvttps2dq(env, u128::from(b as u64))
+}
+
+/// Two integers into the low lanes, the high lanes kept (CVTPI2PS).
+pub(crate) fn cvtpi2ps(env: &mut FpEnv, a: u128, b: u128) -> u128 {
+    let low = cvtdq2ps(env, u128::from(b as u64));
+    a >> 64 << 64 | u128::from(low as u64)
+}
+
+pub(crate) fn cvtps2pd(env: &mut FpEnv, b: u128) -> u128 {
+    let lanes = u32::split(b);
+    u64::join([0, 1].map(|i: usize| sf::convert(env, lanes[i])))
+}
+
+pub(crate) fn cvtpd2ps(env: &mut FpEnv, b: u128) -> u128 {
+    let [low, high] = u64::split(b).map(|value| sf::convert::<u64, u32>(env, value));
+    u32::join([low, high, 0, 0])
+}
+
+pub(crate) fn cvtss2sd(env: &mut FpEnv, a: u128, b: u128) -> u128 {
+    let result: u64 = sf::convert(env, low::<u32>(b));
+    with_low(a, result)
+}
+
+pub(crate) fn cvtsd2ss(env: &mut FpEnv, a: u128, b: u128) -> u128 {
+    let result: u32 = sf::convert(env, low::<u64>(b));
+    with_low(a, result)
+}
