@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -183,19 +183,29 @@ impl Server {
     ///
     /// # Errors
     /// Any [`ServerError`].
-    pub fn bind(config: Config) -> Result<Server, ServerError> {
-        let state = Arc::new(StateDir::open(&config.state)?);
+    pub fn bind(config: &Config) -> Result<Server, ServerError> {
+        let open = |spec: &ExportSpec| Ok((spec.name.clone(), open_source(spec)?));
+        let storages: Result<Vec<_>, ServerError> = config.exports.iter().map(open).collect();
+        Server::over(&config.listen, &config.state, storages?)
+    }
+
+    /// A server for storages that are open already, by the names of their exports.
+    fn over(
+        listen: &str,
+        state: &Path,
+        storages: Vec<(String, Box<dyn Storage>)>,
+    ) -> Result<Server, ServerError> {
+        let state = Arc::new(StateDir::open(state)?);
         let store = Store::open(Arc::clone(&state))?;
         let mut exports = BTreeMap::new();
-        for spec in config.exports {
-            let storage = open_source(&spec)?;
-            let export = Export::open(spec.name.clone(), storage, Arc::clone(&state))?;
-            if exports.insert(spec.name.clone(), Arc::new(export)).is_some() {
-                return Err(ServerError::TwoOfAName(spec.name));
+        for (name, storage) in storages {
+            let export = Export::open(name.clone(), storage, Arc::clone(&state))?;
+            if exports.insert(name.clone(), Arc::new(export)).is_some() {
+                return Err(ServerError::TwoOfAName(name));
             }
         }
-        let listener = TcpListener::bind(&config.listen)
-            .map_err(|source| ServerError::Listen { address: config.listen, source })?;
+        let listener = TcpListener::bind(listen)
+            .map_err(|source| ServerError::Listen { address: listen.to_owned(), source })?;
         let shared = Shared {
             exports,
             store,
@@ -479,7 +489,15 @@ impl Write for Timed<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use base::{Generation, VmId};
+    use ft::Stamp;
+
     use super::*;
+    use crate::backend::{Backend, DiskEvent, Op, RequestId};
+    use crate::client::{NbdClient, NbdOptions};
+    use crate::stamp::Access;
 
     #[test]
     fn export_flags_are_understood_or_refused() {
@@ -495,5 +513,117 @@ mod tests {
         for bad in ["disk", "=x", "d=", "d=x,format=vmdk", "d=nbd://", "d=nbd://h/x,format=raw"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    /// A disk whose writes by the old side stay on their way until the test lets them land.
+    struct Slow {
+        entered: Mutex<Sender<()>>,
+        release: Mutex<Receiver<()>>,
+        landed: Arc<Mutex<Vec<u8>>>,
+    }
+
+    const OLD: u8 = 1;
+    const NEW: u8 = 2;
+
+    impl Storage for Slow {
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+        fn read_only(&self) -> bool {
+            false
+        }
+        fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_at(&self, data: &[u8], _: u64) -> io::Result<()> {
+            if data[0] == OLD {
+                self.entered.lock().unwrap().send(()).unwrap();
+                self.release.lock().unwrap().recv().unwrap();
+            }
+            self.landed.lock().unwrap().push(data[0]);
+            Ok(())
+        }
+        fn write_zeroes(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+            Ok(())
+        }
+        fn trim(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn connect(
+        address: SocketAddr,
+        generation: u64,
+        access: Access,
+    ) -> Result<(NbdClient, Receiver<DiskEvent>), DialError> {
+        let (send, events) = channel();
+        let stamp = Stamp::won(Generation(generation));
+        let badge = Badge { vm: VmId("vm".to_owned()), stamp, access };
+        let options = NbdOptions {
+            address: format!("nbd://{address}/disk").parse().unwrap(),
+            badge: Some(badge),
+            connect_timeout: Duration::from_secs(60),
+        };
+        let sink = Box::new(move |event| {
+            let _ = send.send(event); // the test may have seen enough
+        });
+        Ok((NbdClient::connect(options, sink)?, events))
+    }
+
+    /// behaviours 118, 150, 158
+    #[test]
+    fn a_deposed_sides_writes_in_flight_land_before_the_winners_first_or_never() {
+        let (entered, has_entered) = channel();
+        let (release, released) = channel();
+        let landed = Arc::new(Mutex::new(Vec::new()));
+        let slow = Slow {
+            entered: Mutex::new(entered),
+            release: Mutex::new(released),
+            landed: Arc::clone(&landed),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let storages: Vec<(String, Box<dyn Storage>)> = vec![("disk".to_owned(), Box::new(slow))];
+        let server = Server::over("127.0.0.1:0", dir.path(), storages).unwrap();
+        let address = server.local_addr().unwrap();
+        let handle = server.handle().unwrap();
+        let server = thread::spawn(move || server.run());
+
+        // More than the server carries out at once: some are in the storage, some wait their turn.
+        let (old, old_events) = connect(address, 1, Access::Write).unwrap();
+        for id in 0..20 {
+            let data = vec![OLD; 512];
+            old.submit(RequestId(id), Op::Write { offset: id * 512, data, durable: false });
+        }
+        has_entered.recv().unwrap();
+
+        let (told, answer) = channel();
+        let winner = thread::spawn(move || {
+            let (new, events) = connect(address, 2, Access::Write).unwrap();
+            told.send(()).unwrap();
+            new.submit(RequestId(0), Op::Write { offset: 0, data: vec![NEW], durable: false });
+            while !matches!(events.recv().unwrap(), DiskEvent::Done(_)) {}
+        });
+        // The old stamp is refused as soon as the new one was seen, also while its writes are still
+        // on their way; the winner's answer waits for those.
+        while connect(address, 1, Access::Read).is_ok() {}
+        assert!(answer.try_recv().is_err(), "the winner was answered before the old write landed");
+        assert!(landed.lock().unwrap().is_empty());
+        for _ in 0..20 {
+            let _ = release.send(()); // only some of them are waiting
+        }
+        answer.recv().unwrap();
+        winner.join().unwrap();
+        while !matches!(old_events.recv().unwrap(), DiskEvent::Deposed { .. }) {}
+
+        handle.shutdown();
+        drop(old);
+        server.join().unwrap();
+        let landed = landed.lock().unwrap();
+        assert_eq!(landed.last(), Some(&NEW));
+        assert_eq!(landed.iter().filter(|side| **side == NEW).count(), 1);
+        assert!(landed.len() < 20, "what had only been queued is dropped");
     }
 }

@@ -119,7 +119,9 @@ impl<W: Write + Send> Lane<'_, W> {
                 return Err(TransmitError::Nonsense("write is too long"));
             }
             let held = held_by(&header);
-            self.wait_for_room(held);
+            if !self.wait_for_room(held) {
+                return Ok(());
+            }
             let data = match header.command {
                 command::WRITE => read_vec(reader, header.len as usize)?,
                 _ => Vec::new(),
@@ -166,13 +168,17 @@ impl<W: Write + Send> Lane<'_, W> {
         Ok(op)
     }
 
-    fn wait_for_room(&self, bytes: u64) {
+    /// `false` if replies cannot be sent any more, so that there is no point in reading on.
+    fn wait_for_room(&self, bytes: u64) -> bool {
         let mut queue = self.queue.lock().expect(POISONED);
-        while queue.open >= QUEUE_LEN_MAX || queue.bytes + bytes > QUEUE_BYTES_MAX {
+        while queue.close.is_none()
+            && (queue.open >= QUEUE_LEN_MAX || queue.bytes + bytes > QUEUE_BYTES_MAX)
+        {
             queue = self.drained.wait(queue).expect(POISONED);
         }
         queue.open += 1;
         queue.bytes += bytes;
+        queue.close.is_none()
     }
 
     fn close(&self, how: Close) {
@@ -182,6 +188,7 @@ impl<W: Write + Send> Lane<'_, W> {
         }
         drop(queue);
         self.filled.notify_all();
+        self.drained.notify_all();
     }
 
     fn work(&self) {

@@ -31,7 +31,7 @@ impl Running {
     pub(crate) fn start_at(listen: &str, state: &Path, exports: &[String]) -> Running {
         let exports = exports.iter().map(|spec| spec.parse().unwrap()).collect();
         let config = Config { listen: listen.to_owned(), exports, state: state.to_owned() };
-        let server = Server::bind(config).unwrap();
+        let server = Server::bind(&config).unwrap();
         let address = server.local_addr().unwrap();
         let handle = server.handle().unwrap();
         let thread = Some(std::thread::spawn(move || server.run()));
