@@ -14,6 +14,7 @@ pub mod debug_exit;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod interrupts;
+pub mod io;
 pub mod ioapic;
 pub mod layout;
 pub mod pic;
@@ -22,6 +23,7 @@ pub mod pm;
 pub mod reset;
 pub mod rtc;
 pub mod uart;
+pub mod virtio;
 
 use serde::{Deserialize, Serialize};
 
