@@ -4,6 +4,7 @@
 //! event log holds the events, stamped, and a mark for every output.
 
 use base::Digest;
+pub use devices::io::{Console, DiskOp, DiskResult};
 use serde::{Deserialize, Serialize};
 
 /// An input. It takes effect at the icount at which it is injected.
@@ -62,26 +63,6 @@ pub enum Control {
     Announce,
 }
 
-/// A console of the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Console {
-    /// The first 16550, COM1.
-    Serial,
-    /// The virtio console.
-    Virtio,
-}
-
-/// How a disk request went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DiskResult {
-    /// Done, nothing to hand over (write, flush, discard).
-    Done,
-    /// Read: the bytes.
-    Data(Vec<u8>),
-    /// The disk failed.
-    Failed,
-}
-
 /// An effect that the shell performs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
@@ -113,41 +94,6 @@ pub enum Output {
     EntropyWanted {
         /// How many, from 1 to 4096.
         len: u32,
-    },
-}
-
-/// A disk request. Offsets and lengths are multiples of 512 bytes and lie inside the disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DiskOp {
-    /// Reads.
-    Read {
-        /// First byte.
-        offset: u64,
-        /// How many bytes.
-        len: u32,
-    },
-    /// Writes; the data was copied out of RAM when the guest submitted it.
-    Write {
-        /// First byte.
-        offset: u64,
-        /// The bytes.
-        data: Vec<u8>,
-    },
-    /// Everything that was done before is on stable storage when this is done.
-    Flush,
-    /// The bytes are no longer needed and may read as anything the disk chooses, once.
-    Discard {
-        /// First byte.
-        offset: u64,
-        /// How many bytes.
-        len: u64,
-    },
-    /// The bytes read as zero from now on.
-    WriteZeroes {
-        /// First byte.
-        offset: u64,
-        /// How many bytes.
-        len: u64,
     },
 }
 
