@@ -6,7 +6,7 @@ use base::{Generation, Icount, LogPos};
 use machine::event::{Event, Output};
 use machine::{Machine, Stop};
 
-use crate::format::{Body, Encoder, End, Entry};
+use crate::format::{Body, End, Entry};
 
 /// A machine whose inputs are logged.
 ///
@@ -15,49 +15,40 @@ use crate::format::{Body, Encoder, End, Entry};
 #[derive(Debug)]
 pub struct Recorder {
     machine: Machine,
-    /// `None` while nobody wants a log: a machine that runs alone and unrecorded.
-    encoder: Option<Encoder>,
+    /// Entries since the last [`Recorder::take_entries`].
+    entries: Vec<Entry>,
     end: LogPos,
     outputs: VecDeque<(LogPos, Output)>,
 }
 
 impl Recorder {
-    /// Records `machine` from its present state: returns the bytes that start the log.
+    /// Records `machine` from its present state, which is also what a reader of the log has to start
+    /// from; the log goes on at `pos`.
     #[must_use]
-    pub fn start(mut machine: Machine) -> (Recorder, Vec<u8>) {
+    pub fn new(mut machine: Machine, pos: LogPos) -> Recorder {
         machine.begin_rolling_digest();
-        let bytes = Encoder::encode_start(&machine.save());
-        let mut recorder = Recorder::unlogged(machine, LogPos(0));
-        recorder.start_log();
-        (recorder, bytes)
+        Recorder { machine, entries: Vec::new(), end: pos, outputs: VecDeque::new() }
     }
 
-    /// Drives `machine` without a log. Positions still count, from `pos`.
+    /// Goes on with `machine`, which has just handed out `unmarked`.
+    pub(crate) fn resume(machine: Machine, pos: LogPos, unmarked: VecDeque<Output>) -> Recorder {
+        let (entries, outputs) = (Vec::new(), VecDeque::new());
+        let mut recorder = Recorder { machine, entries, end: pos, outputs };
+        unmarked.into_iter().for_each(|output| recorder.mark(output));
+        recorder
+    }
+
+    /// Saves the machine for somebody who follows the log from here on.
     #[must_use]
-    pub fn unlogged(machine: Machine, pos: LogPos) -> Recorder {
-        Recorder { machine, encoder: None, end: pos, outputs: VecDeque::new() }
-    }
-
-    /// Logs from here on. The reader needs the machine's state and position of this moment.
-    pub fn start_log(&mut self) {
-        self.encoder = Some(Encoder::new(self.end, self.machine.icount()));
-    }
-
-    /// Logs no longer; what was not taken is lost.
-    pub fn stop_log(&mut self) {
-        self.encoder = None;
+    pub fn save(&mut self) -> Vec<u8> {
+        self.machine.begin_rolling_digest();
+        self.machine.save()
     }
 
     /// The machine, to look at.
     #[must_use]
     pub fn machine(&self) -> &Machine {
         &self.machine
-    }
-
-    /// Gives the machine up.
-    #[must_use]
-    pub fn into_machine(self) -> Machine {
-        self.machine
     }
 
     /// The position behind the last entry.
@@ -82,6 +73,8 @@ impl Recorder {
 
     /// Logs the rolling digest of the machine as it is now.
     pub fn record_digest(&mut self) {
+        // What is due at this very step is done before the digest, here and in the replayer.
+        self.run(self.machine.icount());
         let digest = self.machine.rolling_digest();
         self.push(Body::StateDigest(digest));
     }
@@ -112,29 +105,25 @@ impl Recorder {
         self.outputs.pop_front()
     }
 
-    /// True if entries wait for [`Recorder::take_log`].
+    /// The entries since the last call. A recording and the logging channel get the same ones.
     #[must_use]
-    pub fn has_log(&self) -> bool {
-        self.encoder.as_ref().is_some_and(|encoder| !encoder.is_empty())
-    }
-
-    /// One frame with the entries since the last call, for the channel or the file.
-    #[must_use]
-    pub fn take_log(&mut self) -> Vec<u8> {
-        self.encoder.as_mut().map(Encoder::take_bytes).unwrap_or_default()
+    pub fn take_entries(&mut self) -> Vec<Entry> {
+        std::mem::take(&mut self.entries)
     }
 
     fn collect_outputs(&mut self) {
         while let Some(output) = self.machine.poll_output() {
-            let pos = self.push(Body::OutputMark(output.digest()));
-            self.outputs.push_back((pos, output));
+            self.mark(output);
         }
     }
 
+    fn mark(&mut self, output: Output) {
+        let pos = self.push(Body::OutputMark(output.digest()));
+        self.outputs.push_back((pos, output));
+    }
+
     fn push(&mut self, body: Body) -> LogPos {
-        if let Some(encoder) = &mut self.encoder {
-            encoder.push(Entry { icount: self.machine.icount(), body });
-        }
+        self.entries.push(Entry { icount: self.machine.icount(), body });
         self.end.0 += 1;
         self.end
     }

@@ -23,10 +23,11 @@ pub struct Replayer {
     received: LogPos,
     /// Outputs that the machine handed out and whose mark has not come yet.
     unmarked: VecDeque<Output>,
-    /// Outputs whose mark was seen and that the log does not say were released, in order.
-    unreleased: VecDeque<(LogPos, Output)>,
+    /// Outputs whose mark was seen, in order.
+    outputs: Vec<(LogPos, Output)>,
     /// Where the last state digest agreed: a divergence lies behind it.
     agreed: Icount,
+    agreed_pos: LogPos,
     digest_count: u64,
     diverged: Option<Box<Divergence>>,
 }
@@ -60,6 +61,8 @@ pub enum Passed {
 pub struct Divergence {
     /// The last position in the machine's life where a digest agreed.
     pub agreed: Icount,
+    /// The same as a position in the log.
+    pub agreed_pos: LogPos,
     /// Where the difference was seen.
     pub seen: Icount,
     /// Index of the entry at which it was seen.
@@ -99,7 +102,7 @@ pub enum Difference {
 
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Divergence { agreed, seen, entry, what } = self;
+        let Divergence { agreed, agreed_pos: _, seen, entry, what } = self;
         write!(
             f,
             "replay differs from the log between icount {agreed} and {seen} (entry {entry}): "
@@ -132,8 +135,9 @@ impl Replayer {
             executed: pos,
             received: pos,
             unmarked: VecDeque::new(),
-            unreleased: VecDeque::new(),
+            outputs: Vec::new(),
             agreed,
+            agreed_pos: pos,
             digest_count: 0,
             diverged: None,
         }
@@ -161,6 +165,12 @@ impl Replayer {
     #[must_use]
     pub fn received(&self) -> LogPos {
         self.received
+    }
+
+    /// The outputs since the last call whose marks were seen, each with the position behind its mark.
+    #[must_use]
+    pub fn take_outputs(&mut self) -> Vec<(LogPos, Output)> {
+        std::mem::take(&mut self.outputs)
     }
 
     /// How many state digests agreed so far.
@@ -199,20 +209,16 @@ impl Replayer {
         }
     }
 
-    /// Goes on as the side that makes the log, from the last entry executed. Outputs that the log
-    /// does not say were released are the first that the recorder hands out, then a mark without an
-    /// entry's worth of difference cannot occur: the log ends here.
+    /// Goes on as the side that makes the log, from the last entry executed. Outputs at the very end
+    /// whose marks have not come are the first that the recorder hands out: nobody has seen them.
     ///
     /// # Panics
     /// If entries are left to execute, or the machine diverged: such a machine never goes live.
     #[must_use]
-    pub fn go_live(self) -> (Recorder, Vec<(LogPos, Output)>) {
+    pub fn go_live(self) -> Recorder {
         assert!(self.entries.is_empty(), "going live before the log was executed");
         assert!(self.diverged.is_none(), "a diverged machine goes live");
-        let mut pending: Vec<_> = self.unreleased.into();
-        // Outputs at the very end whose marks the primary had not sent: nobody has seen them.
-        pending.extend(self.unmarked.into_iter().map(|output| (self.received, output)));
-        (Recorder::unlogged(self.machine, self.received), pending)
+        Recorder::resume(self.machine, self.received, self.unmarked)
     }
 
     /// Runs to `until`, which no entry precedes.
@@ -254,17 +260,18 @@ impl Replayer {
                 self.collect_outputs();
             }
             Body::OutputMark(recorded) => self.check_output(recorded)?,
-            Body::Released(pos) => {
-                while self.unreleased.front().is_some_and(|(at, _)| *at <= pos) {
-                    self.unreleased.pop_front();
-                }
-            }
+            // Only who goes live asks what was let out.
+            Body::Released(_) => {}
             Body::StateDigest(recorded) => {
+                // What is due at this very step is done before the digest, as in the recorder.
+                self.machine.run(entry.icount);
+                self.collect_outputs();
                 let replayed = self.machine.rolling_digest();
                 if replayed != recorded {
                     return Err(Difference::State { recorded, replayed });
                 }
                 self.agreed = self.machine.icount();
+                self.agreed_pos = LogPos(self.executed.0 + 1);
                 self.digest_count += 1;
             }
             Body::Armed(generation) => return Ok(Some(Passed::Armed(generation))),
@@ -280,10 +287,7 @@ impl Replayer {
         if replayed != recorded {
             return Err(Difference::Output { kind: output.kind(), recorded, replayed });
         }
-        let pos = LogPos(self.executed.0 + 1);
-        if output.leaves_once() {
-            self.unreleased.push_back((pos, output));
-        }
+        self.outputs.push((LogPos(self.executed.0 + 1), output));
         Ok(())
     }
 
@@ -296,6 +300,7 @@ impl Replayer {
     fn diverge(&mut self, what: Difference) {
         let divergence = Divergence {
             agreed: self.agreed,
+            agreed_pos: self.agreed_pos,
             seen: self.machine.icount(),
             entry: self.executed.0,
             what,
