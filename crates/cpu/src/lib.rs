@@ -26,6 +26,7 @@ mod tlb;
 mod walk;
 mod word;
 mod x87;
+mod xsave;
 
 pub use bus::Bus;
 pub use cpu::{Cpu, CpuStats};

@@ -13,7 +13,8 @@ use crate::op::Handler;
 mod alu;
 
 /// All tables.
-const TABLES: &[&[Form]] = &[alu::FORMS, crate::mmx::FORMS, crate::sse::FORMS, crate::x87::FORMS];
+const TABLES: &[&[Form]] =
+    &[alu::FORMS, crate::mmx::FORMS, crate::sse::FORMS, crate::x87::FORMS, crate::xsave::FORMS];
 
 /// Which unit an instruction needs, so that CR0 and CR4 can switch it off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -599,6 +599,8 @@ pub(crate) fn masked_store(
     if chosen == 0 {
         return Ok(());
     }
+    // The operand is at rDI, which the decoder leaves to the instruction.
+    let op = &Op { base: 7, ..*op };
     let first = chosen.trailing_zeros();
     let span = 16 - chosen.leading_zeros() - first;
     let linear = cpu.linear(op, first + span, true)?;

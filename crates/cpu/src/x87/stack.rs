@@ -55,7 +55,7 @@ impl X87State {
     }
 
     /// ST(i), whatever its tag.
-    pub(super) fn st(&self, i: u8) -> F80 {
+    pub(crate) fn st(&self, i: u8) -> F80 {
         self.regs[usize::from(self.physical(i))]
     }
 
