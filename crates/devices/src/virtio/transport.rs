@@ -423,3 +423,6 @@ const STATUS_NEEDS_RESET: u8 = 1 << 6;
 /// The bits that the driver sets: acknowledge, driver, driver ok, features ok, failed.
 const STATUS_DRIVER: u8 = 0x8f;
 const STATUS_ALL: u8 = STATUS_DRIVER | STATUS_NEEDS_RESET;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+use super::*;
+use crate::virtio::F_RING_EVENT_IDX;
+use crate::virtio::testing::{Bench, Part, QUEUE_SIZE, fuzz, ring};
+
+const BUFFER: u64 = 0x8_0000;
+const HEADER: u64 = 0xa_0000;
+
+const CONFIG: NetConfig = NetConfig { mac: [0x52, 0x54, 0, 0x12, 0x34, 0x56], mtu: 1500 };
+
+fn bench() -> Bench<NetDevice> {
+    Bench::new(Net::new(CONFIG), 0)
+}
+
+fn frame(byte: u8, len: usize) -> Vec<u8> {
+    vec![byte; len]
+}
+
+fn offer_buffer(bench: &mut Bench<NetDevice>, index: u64, len: u32) -> u16 {
+    bench.offer(RX, &[Part::In(BUFFER + index * 0x1000, len)])
+}
+
+fn receive(bench: &mut Bench<NetDevice>, frames: &[Vec<u8>]) {
+    bench.virtio.handle_frames(&mut bench.mem, frames);
+}
+
+/// behaviour 124: a group of received frames is announced by one interrupt.
+#[test]
+fn received_frames_fill_buffers_in_order_and_one_interrupt_announces_them() {
+    let mut bench = bench();
+    for index in 0..3 {
+        offer_buffer(&mut bench, index, 1526);
+    }
+    bench.kick(RX);
+    receive(&mut bench, &[frame(1, 60), frame(2, 1514)]);
+    assert_eq!(bench.take_interrupts(), 1);
+    assert_eq!(bench.take_used(RX), [(0, 72), (1, 1526)]);
+    let mut expected = vec![0; 10];
+    expected.extend([1, 0]);
+    expected.extend(frame(1, 60));
+    assert_eq!(bench.bytes(BUFFER, 72), expected);
+}
+
+/// behaviour 120, behaviour 121: the receive ring changes only in the call that brings the frames.
+#[test]
+fn a_kick_alone_changes_no_receive_ring() {
+    let mut bench = bench();
+    offer_buffer(&mut bench, 0, 1526);
+    bench.kick(RX);
+    assert_eq!((bench.take_used(RX), bench.take_interrupts()), (vec![], 0));
+}
+
+#[test]
+fn a_long_frame_is_spread_over_merged_buffers() {
+    let mut bench = bench();
+    for index in 0..3 {
+        offer_buffer(&mut bench, index, 100);
+    }
+    receive(&mut bench, &[frame(7, 200)]);
+    assert_eq!(bench.take_used(RX), [(0, 100), (1, 100), (2, 12)]);
+    assert_eq!(bench.bytes(BUFFER + 10, 2), [3, 0]);
+    assert_eq!(bench.bytes(BUFFER + 0x2000, 12), [7; 12]);
+}
+
+#[test]
+fn a_frame_that_finds_too_few_buffers_waits_for_more_without_using_any() {
+    let mut bench = bench();
+    offer_buffer(&mut bench, 0, 100);
+    receive(&mut bench, &[frame(7, 150)]);
+    assert_eq!(bench.take_used(RX), []);
+    let event: u16 = bench.mem.read_obj(base::Gpa(ring(RX).used + 4 + 16 * 8)).unwrap();
+    assert_eq!(event, 1, "the next buffer is to be announced");
+    offer_buffer(&mut bench, 1, 100);
+    bench.kick(RX);
+    assert_eq!(bench.take_used(RX), [(0, 100), (1, 62)]);
+}
+
+#[test]
+fn without_merged_buffers_a_frame_that_does_not_fit_is_dropped() {
+    let mut bench = Bench::new(Net::new(CONFIG), F_MRG_RXBUF);
+    offer_buffer(&mut bench, 0, 100);
+    offer_buffer(&mut bench, 1, 100);
+    receive(&mut bench, &[frame(1, 200), frame(2, 60)]);
+    assert_eq!(bench.virtio.rx_dropped(), 1);
+    assert_eq!(bench.bytes(BUFFER + 12, 60), [2; 60]);
+    assert_eq!(bench.take_used(RX), [(0, 72)]);
+}
+
+#[test]
+fn frames_without_buffers_are_held_to_a_bound_and_dropped_newest_first() {
+    let mut bench = bench();
+    let frames: Vec<Vec<u8>> = (0..RX_HELD_MAX + 5).map(|index| frame(index as u8, 60)).collect();
+    receive(&mut bench, &frames);
+    assert_eq!(bench.virtio.rx_dropped(), 5);
+    offer_buffer(&mut bench, 0, 1526);
+    bench.kick(RX);
+    assert_eq!(bench.bytes(BUFFER + 12, 1), [0], "the oldest comes first");
+}
+
+#[test]
+fn frames_for_nobody_and_of_impossible_length_are_dropped() {
+    let mut net = Net::new(CONFIG);
+    let mut mem = GuestMem::new(1 << 20).unwrap();
+    net.handle_frames(&mut mem, &[frame(0, 60)]);
+    assert_eq!(net.rx_dropped(), 1);
+    let mut bench = bench();
+    receive(&mut bench, &[frame(0, 13), frame(0, FRAME_LEN_MAX + 1)]);
+    assert_eq!(bench.virtio.rx_dropped(), 2);
+}
+
+/// behaviours 31 and 123: one kick is one operation, whatever number of frames the ring holds.
+#[test]
+fn a_kick_drains_the_ring_and_its_frames_leave_as_one_batch() {
+    let mut bench = bench();
+    for index in 0..5u8 {
+        let at = BUFFER + u64::from(index) * 0x1000;
+        bench.offer(TX, &[Part::Out(HEADER, &[0; 12]), Part::Out(at, &[index; 60])]);
+    }
+    bench.kick(TX);
+    let expected: Vec<Vec<u8>> = (0..5).map(|index| frame(index, 60)).collect();
+    assert_eq!(bench.virtio.poll_frames(), Some(expected));
+    assert_eq!(bench.virtio.poll_frames(), None);
+    let heads: Vec<u16> = bench.take_used(TX).iter().map(|used| used.0).collect();
+    assert_eq!(heads, [0, 2, 4, 6, 8], "descriptors return at the kick");
+}
+
+#[test]
+fn header_and_frame_may_share_a_descriptor_and_tables_may_be_indirect() {
+    let mut bench = bench();
+    let mut bytes = vec![0; 12];
+    bytes.extend(frame(9, 80));
+    bench.offer(TX, &[Part::Out(BUFFER, &bytes)]);
+    let parts = [Part::Out(HEADER, &bytes[..20]), Part::Out(HEADER + 0x100, &bytes[20..])];
+    bench.offer_indirect(TX, 0xb_0000, &parts);
+    bench.kick(TX);
+    assert_eq!(bench.virtio.poll_frames(), Some(vec![frame(9, 80), frame(9, 80)]));
+}
+
+#[test]
+fn sent_frames_of_impossible_length_are_dropped() {
+    let mut bench = bench();
+    bench.offer(TX, &[Part::Out(BUFFER, &[0; 25])]);
+    bench.offer(TX, &[Part::Out(BUFFER, &[])]);
+    bench.offer(TX, &[Part::Out(BUFFER, &[0; 12 + FRAME_LEN_MAX + 1])]);
+    bench.kick(TX);
+    assert_eq!(bench.virtio.poll_frames(), None);
+    assert_eq!((bench.virtio.state().device.tx_dropped, bench.take_used(TX).len()), (3, 3));
+}
+
+/// behaviour 51: the driver is asked to announce itself and acknowledges.
+#[test]
+fn an_announcement_is_asked_for_until_the_driver_acknowledges() {
+    let mut bench = bench();
+    let generation = bench.read(0xfc);
+    bench.virtio.handle_announce();
+    assert_eq!(bench.take_interrupts(), 2);
+    assert_eq!(bench.virtio.mmio_read(0x106, 2), 3);
+    assert_ne!(bench.read(0xfc), generation);
+    bench.offer(CONTROL, &[Part::Out(BUFFER, &[3, 0]), Part::In(HEADER, 1)]);
+    bench.kick(CONTROL);
+    assert_eq!((bench.bytes(HEADER, 1), bench.virtio.mmio_read(0x106, 2)), (vec![0], 1));
+    // Commands that were not offered are refused.
+    bench.offer(CONTROL, &[Part::Out(BUFFER, &[0, 0, 1]), Part::In(HEADER, 1)]);
+    bench.kick(CONTROL);
+    assert_eq!(bench.bytes(HEADER, 1), [1]);
+}
+
+#[test]
+fn a_driver_that_does_not_know_announcements_is_not_asked() {
+    let mut bench = Bench::new(Net::new(CONFIG), F_GUEST_ANNOUNCE);
+    bench.virtio.handle_announce();
+    assert_eq!((bench.take_interrupts(), bench.virtio.mmio_read(0x106, 2)), (0, 1));
+}
+
+#[test]
+fn the_configuration_is_the_boards() {
+    let bench = bench();
+    let mac: Vec<u8> = (0..6).map(|at| bench.virtio.mmio_read(0x100 + at, 1) as u8).collect();
+    assert_eq!(mac, CONFIG.mac);
+    assert_eq!(bench.virtio.mmio_read(0x10a, 2), 1500);
+    assert_eq!(bench.virtio.mmio_read(0x10c, 4), 0, "behind the end");
+    assert_eq!(bench.virtio.mmio_read(u64::MAX, 8), 0);
+}
+
+#[test]
+fn an_empty_receive_buffer_is_the_drivers_mistake() {
+    let mut bench = bench();
+    bench.offer(RX, &[Part::Out(BUFFER, &[0; 100])]);
+    receive(&mut bench, &[frame(0, 60)]);
+    assert!(bench.needs_reset());
+}
+
+#[test]
+fn a_saved_device_goes_on_where_it_was_and_impossible_states_are_refused() {
+    let mut bench = bench();
+    receive(&mut bench, &[frame(1, 60), frame(2, 60)]);
+    bench.virtio.handle_announce();
+    let state = bench.virtio.state();
+    let mut restored = Net::restore(CONFIG, state.clone()).unwrap();
+    assert_eq!(restored.state(), state);
+    std::mem::swap(&mut bench.virtio, &mut restored);
+    offer_buffer(&mut bench, 0, 1526);
+    bench.kick(RX);
+    assert_eq!(bench.take_used(RX), [(0, 72)]);
+    let refused = |change: fn(&mut VirtioState<NetState>)| {
+        let mut state = state.clone();
+        change(&mut state);
+        Net::restore(CONFIG, state).is_err()
+    };
+    assert!(refused(|s| s.device.rx_held.push_back(Vec::new())));
+    assert!(refused(|s| s.device.rx_held.resize(RX_HELD_MAX + 1, vec![0; 60])));
+    assert!(refused(|s| drop(s.transport.queues.pop())));
+    assert!(refused(|s| s.transport.queues[0].size = 3));
+    assert!(refused(|s| s.transport.queues[0].size = 512));
+    assert!(refused(|s| s.transport.status |= 0x20));
+    assert!(refused(|s| s.transport.driver_features |= 1 << 63));
+}
+
+#[test]
+fn a_reset_forgets_what_belongs_to_the_driver() {
+    let mut bench = bench();
+    receive(&mut bench, &[frame(1, 60)]);
+    bench.virtio.handle_announce();
+    bench.start(F_RING_EVENT_IDX);
+    for index in 0..u64::from(QUEUE_SIZE) {
+        offer_buffer(&mut bench, index, 1526);
+    }
+    bench.kick(RX);
+    assert_eq!((bench.take_used(RX), bench.virtio.mmio_read(0x106, 2)), (vec![], 1));
+}
+
+/// behaviour 70: whatever is in its rings, the device neither panics nor hangs.
+#[test]
+fn random_rings_do_no_harm() {
+    let mut sent = 0;
+    fuzz(
+        102,
+        || Net::new(CONFIG),
+        |bench, rng| {
+            sent += bench.virtio.poll_frames().map_or(0, |frames| frames.len());
+            if rng.one_in(3) {
+                let len = rng.below(2000) as usize;
+                bench.virtio.handle_frames(&mut bench.mem, &[frame(0x55, len)]);
+            }
+            if rng.one_in(10) {
+                bench.virtio.handle_announce();
+            }
+            if rng.one_in(20) {
+                let state = bench.virtio.state();
+                assert_eq!(Net::restore(CONFIG, state.clone()).unwrap().state(), state);
+            }
+        },
+    );
+    assert!(sent > 100, "the rings were not so wild that nothing went through: {sent}");
+}
