@@ -25,6 +25,7 @@ use crate::clock::{Clock, ClockMode};
 use crate::config::MachineConfig;
 use crate::event::{Console, Control, Event, Output};
 use crate::machine::Off;
+use crate::slots::{Slots, SlotsState};
 
 /// Serial output is handed out when this many bytes wait.
 const SERIAL_BATCH_BYTES: usize = 1024;
@@ -73,6 +74,7 @@ pub(crate) struct BoardState {
     reset_ports: ResetState,
     fw_cfg: FwCfgState,
     debug_exit: Option<DebugExitState>,
+    slots: SlotsState,
 }
 
 /// Everything on the board but CPU and RAM.
@@ -88,6 +90,7 @@ pub(crate) struct Board {
     reset_ports: ResetPorts,
     fw_cfg: FwCfg,
     debug_exit: Option<DebugExit>,
+    slots: Slots,
     mode: ClockMode,
     /// Where the running slice ends: an earlier deadline has to stop it.
     slice_end: Icount,
@@ -107,6 +110,7 @@ impl Board {
             reset_ports: ResetPorts::new(),
             fw_cfg: FwCfg::new(config.ram_bytes),
             debug_exit: config.debug_exit.then(DebugExit::new),
+            slots: Slots::new(config),
             mode: config.clock,
             slice_end: Icount(0),
             stop_requested: false,
@@ -125,11 +129,13 @@ impl Board {
             reset_ports: self.reset_ports.state(),
             fw_cfg: self.fw_cfg.state(),
             debug_exit: self.debug_exit.as_ref().map(DebugExit::state),
+            slots: self.slots.state(),
         }
     }
 
     pub(crate) fn restore(
         config: &MachineConfig,
+        mem: &GuestMem,
         state: BoardState,
     ) -> Result<Board, RestoreError> {
         Ok(Board {
@@ -143,6 +149,7 @@ impl Board {
             reset_ports: ResetPorts::restore(state.reset_ports)?,
             fw_cfg: FwCfg::new(config.ram_bytes).restore(state.fw_cfg)?,
             debug_exit: state.debug_exit.map(DebugExit::restore).transpose()?,
+            slots: Slots::restore(config, mem, state.slots)?,
             ..Board::new(config)
         })
     }
@@ -150,9 +157,10 @@ impl Board {
     /// Power-cycles the devices. Guest time, outputs and the disks' requests in flight stay.
     pub(crate) fn reset(&mut self, config: &MachineConfig) {
         self.flush_serial();
-        let fresh = Board::new(config);
-        let own = std::mem::take(&mut self.own);
-        *self = Board { own: OwnState { power: None, ..own }, ..fresh };
+        let mut old = std::mem::replace(self, Board::new(config));
+        old.slots.reset();
+        self.slots = old.slots;
+        self.own = OwnState { power: None, ..old.own };
     }
 
     /// Guest time at `icount`.
@@ -184,12 +192,12 @@ impl Board {
     pub(crate) fn console_room(&self, console: Console) -> usize {
         match console {
             Console::Serial => self.uart.room(),
-            Console::Virtio => 0,
+            Console::Virtio => self.slots.console_room(),
         }
     }
 
     pub(crate) fn unfinished_requests(&self) -> Vec<Output> {
-        Vec::new()
+        self.slots.unfinished_requests()
     }
 
     /// True if an NMI waits to be taken.
@@ -254,23 +262,35 @@ impl Board {
     }
 
     /// Any event but an anchor and a reset.
-    pub(crate) fn handle_event(&mut self, _mem: &mut GuestMem, _now: Icount, event: Event) {
+    pub(crate) fn handle_event(&mut self, mem: &mut GuestMem, event: Event) {
         self.own.jumps = 0;
         match event {
             Event::ConsoleInput { console: Console::Serial, bytes } => {
                 // The shell asks for room first; what is too much was lost on the wire.
-                self.uart.handle_rx(&bytes);
+                let _ = self.uart.handle_rx(&bytes);
             }
+            Event::ConsoleInput { console: Console::Virtio, bytes } => {
+                self.slots.handle_console_input(mem, &bytes);
+            }
+            Event::FramesReceived { nic, frames } => self.slots.handle_frames(mem, nic, &frames),
+            Event::DiskDone { disk, request, result } => {
+                self.slots.handle_disk_done(mem, disk, request, &result);
+            }
+            Event::Entropy { bytes } => self.slots.handle_entropy(mem, &bytes),
             Event::Control(Control::PowerButton) => self.pm.handle_power_button(),
             Event::Control(Control::PowerOff) => self.set_off(Off::PoweredOff),
-            _ => {}
+            Event::Control(Control::Announce) => self.slots.handle_announce(),
+            Event::Control(Control::Reset) | Event::Anchor { .. } => {
+                unreachable!("the machine handles these itself")
+            }
         }
+        self.slots.collect_outputs(&mut self.own.outputs);
         self.update_lines();
     }
 
     /// The ACPI tables, for the place where a PC's firmware keeps them.
     pub(crate) fn tables(&self) -> BoardTables {
-        let config = AcpiConfig { base: Gpa(layout::FIRMWARE), virtio_count: 0 };
+        let config = AcpiConfig { base: Gpa(layout::FIRMWARE), virtio_count: self.slots.count() };
         let tables = devices::acpi::build(config);
         BoardTables { rsdp: tables.rsdp, pieces: tables.pieces }
     }
@@ -302,10 +322,14 @@ impl Board {
         self.interrupts.set_gsi(IRQ_COM1, self.uart.irq_level());
         self.interrupts.set_gsi(IRQ_RTC, self.rtc.irq_level());
         self.interrupts.set_gsi(IRQ_SCI, self.pm.irq_level());
+        for (gsi, level) in self.slots.lines() {
+            self.interrupts.set_gsi(gsi, level);
+        }
     }
 
     /// After the guest touched a device: lines, and whether the slice has to end here.
     fn touched(&mut self, now: Icount) {
+        self.slots.collect_outputs(&mut self.own.outputs);
         self.update_lines();
         if self.has_output() || self.own.power.is_some() || self.next_deadline() < self.slice_end {
             self.stop_requested = true;
@@ -390,15 +414,17 @@ impl Bus for Board {
         let value = self
             .interrupts
             .mmio_read(now_ns, gpa.0, len)
+            .or_else(|| self.slots.mmio_read(gpa.0, len))
             .or_else(|| self.debug_exit.as_ref()?.mmio_read(gpa.0, len));
         self.touched(now);
         value.unwrap_or(u64::MAX >> (64 - u32::from(len) * 8))
     }
 
     /// An address where nothing is swallows the write.
-    fn mmio_write(&mut self, _mem: &mut GuestMem, now: Icount, gpa: Gpa, len: u8, value: u64) {
+    fn mmio_write(&mut self, mem: &mut GuestMem, now: Icount, gpa: Gpa, len: u8, value: u64) {
         let now_ns = self.ns_at(now);
         if self.interrupts.mmio_write(now_ns, gpa.0, len, value).is_none()
+            && self.slots.mmio_write(mem, gpa.0, len, value).is_none()
             && let Some(device) = &mut self.debug_exit
         {
             let _ = device.mmio_write(gpa.0, len, value); // nothing else could be there

@@ -7,6 +7,7 @@ mod clock;
 mod config;
 pub mod event;
 mod machine;
+mod slots;
 mod snapshot;
 
 pub use boot::{BootError, BootPayload};

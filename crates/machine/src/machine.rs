@@ -178,7 +178,7 @@ impl Machine {
                 self.board.set_anchor(now, guest_ns, ns_per_step_q32);
             }
             Event::Control(Control::Reset) => self.reset(),
-            other => self.board.handle_event(&mut self.mem, now, other),
+            other => self.board.handle_event(&mut self.mem, other),
         }
     }
 

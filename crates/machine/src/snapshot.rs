@@ -96,9 +96,9 @@ impl Machine {
         head.config.check()?;
         let mut cpu = Cpu::new();
         cpu.restore(&state.cpu).map_err(SnapshotError::from)?;
-        let board = Board::restore(&head.config, state.board).map_err(SnapshotError::from)?;
         let mut mem = GuestMem::new(head.config.ram_bytes)?;
         restore_pages(&mut mem, pages, page_count)?;
+        let board = Board::restore(&head.config, &mem, state.board).map_err(SnapshotError::from)?;
         let mut machine = Machine {
             cpu,
             mem,
