@@ -50,6 +50,23 @@ impl Cpu {
         Ok(offset.wrapping_add(self.seg_base[usize::from(op.seg & 7)]))
     }
 
+    /// Like [`Cpu::linear`], for a place `delta` bytes beyond the operand's address.
+    #[inline(always)]
+    pub fn linear_plus(
+        &mut self,
+        op: &Op,
+        delta: u64,
+        len: u32,
+        write: bool,
+    ) -> Result<u64, Fault> {
+        let offset = self.effective_address(op).wrapping_add(delta);
+        let offset = offset & u64::MAX >> (op.addr_shift & 63);
+        if op.has(Op::CHECKED) {
+            return self.linear_checked(usize::from(op.seg), offset, len, write);
+        }
+        Ok(offset.wrapping_add(self.seg_base[usize::from(op.seg & 7)]))
+    }
+
     /// Reads the memory operand.
     ///
     /// # Errors
@@ -114,6 +131,18 @@ impl Cpu {
         change: impl FnOnce(&mut Cpu, T) -> T,
     ) -> Result<(), Fault> {
         let linear = self.linear(op, size_of::<T>() as u32, true)?;
+        self.modify_linear(env, linear, op.has(Op::STACK), change)
+    }
+
+    /// [`Cpu::modify`] at a linear address.
+    #[inline(always)]
+    pub(crate) fn modify_linear<T: Word>(
+        &mut self,
+        env: &mut Env<'_>,
+        linear: u64,
+        stack: bool,
+        change: impl FnOnce(&mut Cpu, T) -> T,
+    ) -> Result<(), Fault> {
         let entry = self.tlb.entry(self.tlb_base, linear);
         let inside = linear.wrapping_sub(entry.write);
         if inside <= (4096 - size_of::<T>()) as u64 {
@@ -122,10 +151,10 @@ impl Cpu {
             env.mem.store(at, value);
             return Ok(());
         }
-        self.check_store(env, linear, size_of::<T>() as u32, op.has(Op::STACK))?;
-        let old = self.load_linear(env, linear, op.has(Op::STACK))?;
+        self.check_store(env, linear, size_of::<T>() as u32, stack)?;
+        let old = self.load_linear(env, linear, stack)?;
         let value = change(self, old);
-        self.store_linear(env, linear, value, op.has(Op::STACK))
+        self.store_linear(env, linear, value, stack)
     }
 
     /// Reads at a linear address with the rights of the running code.
@@ -248,38 +277,52 @@ impl Cpu {
         Ok(bytes_to(&bytes))
     }
 
-    /// Writes a descriptor table, TSS or an interrupt frame: always with supervisor rights.
+    /// Writes a descriptor or TSS: with supervisor rights.
     pub(crate) fn store_system<T: Pod>(
         &mut self,
         env: &mut Env<'_>,
         linear: u64,
         value: T,
-        stack: bool,
     ) -> Result<(), Fault> {
-        let entry = self.tlb.entry(self.tlb.base_of(View::Supervisor, false), linear);
+        self.store_in_view(env, linear, value, View::Supervisor)
+    }
+
+    /// Writes part of an event's frame, with the rights of the frame's stack.
+    pub(crate) fn store_in_view<T: Pod>(
+        &mut self,
+        env: &mut Env<'_>,
+        linear: u64,
+        value: T,
+        view: View,
+    ) -> Result<(), Fault> {
+        let entry = self.tlb.entry(self.tlb.base_of(view, false), linear);
         let inside = linear.wrapping_sub(entry.write);
         if inside <= (4096 - size_of::<T>()) as u64 {
             env.mem.store(RamOffset(entry.ram + inside), value);
             return Ok(());
         }
-        let asker = Asker { view: View::Supervisor, stack, explicit: false };
+        let asker = Asker { view, stack: true, explicit: false };
         self.write_as(env, linear, mem::bytes_of(&value), asker)
     }
 
-    /// Raises what a supervisor's store would raise.
-    pub(crate) fn check_system_store(
+    /// Raises what writing an event's frame would raise.
+    pub(crate) fn check_store_in_view(
         &mut self,
         env: &mut Env<'_>,
         linear: u64,
         len: u32,
-        stack: bool,
+        view: View,
     ) -> Result<(), Fault> {
-        let asker = Asker { view: View::Supervisor, stack, explicit: false };
+        let entry = self.tlb.entry(self.tlb.base_of(view, false), linear);
+        if linear.wrapping_sub(entry.write) <= 4096 - u64::from(len) {
+            return Ok(());
+        }
+        let asker = Asker { view, stack: true, explicit: false };
         self.check_address(linear, len as usize, Kind::Write, asker)?;
         let last = self.wrap(linear.wrapping_add(u64::from(len) - 1));
-        self.translate(env, linear, Kind::Write, asker.view)?;
+        self.translate(env, linear, Kind::Write, view)?;
         if (linear ^ last) >> 12 != 0 {
-            self.translate(env, last & !0xfff, Kind::Write, asker.view)?;
+            self.translate(env, last & !0xfff, Kind::Write, view)?;
         }
         Ok(())
     }
@@ -481,6 +524,17 @@ impl Cpu {
             return self.linear_checked(Seg::SS, offset, len, write);
         }
         Ok(offset.wrapping_add(self.stack_base))
+    }
+
+    /// Raises what a store to the stack would raise.
+    pub(crate) fn check_stack_store(
+        &mut self,
+        env: &mut Env<'_>,
+        offset: u64,
+        len: u32,
+    ) -> Result<(), Fault> {
+        let linear = self.stack_linear(offset & self.stack_mask, len, true)?;
+        self.check_store(env, linear, len, true)
     }
 
     /// Sets the stack pointer in the stack's width.

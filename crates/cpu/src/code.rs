@@ -47,7 +47,6 @@ struct Jump {
 struct Block {
     run: Run,
     ram: u64,
-    mode_key: u32,
     /// RAM address of the second page of a straddling instruction.
     next_page: Option<u64>,
 }
@@ -246,7 +245,7 @@ impl Cpu {
             self.tlb.note_code(mem, page >> PAGE_SHIFT, 0, INSTRUCTION_BYTES_MAX);
             code.by_page.entry(page >> PAGE_SHIFT).or_default().push(key);
         }
-        code.blocks.insert(key, Block { run, ram: at.0, mode_key, next_page });
+        code.blocks.insert(key, Block { run, ram: at.0, next_page });
     }
 
     /// Drops the blocks whose bytes were written.

@@ -175,7 +175,9 @@ impl Cpu {
         self.block_icount = state.icount.0;
         self.set_rflags(state.rflags);
         self.cpl = self.cpl_of_segments();
+        self.tlb.forget_banks();
         self.drop_caches();
+        self.select_address_space();
         self.update_mode();
     }
 
@@ -252,11 +254,14 @@ impl Cpu {
     /// Sets RFLAGS as a whole, whatever the privilege.
     pub(crate) fn set_rflags(&mut self, value: u64) {
         let value = value & Rflags::ALL | Rflags::FIXED;
-        let changed = (self.rflags ^ value) & !Rflags::STATUS;
+        let newly_set = value & !self.rflags;
+        let changed = self.rflags ^ value;
         self.rflags = value & !Rflags::STATUS;
         self.flags = Flags::from_rflags(value);
-        if changed & (Rflags::IF | Rflags::TF | Rflags::RF | Rflags::VM | Rflags::AC) != 0 {
+        if newly_set & (Rflags::IF | Rflags::TF | Rflags::RF) != 0 {
             self.attention = true;
+        }
+        if changed & (Rflags::AC | Rflags::VM) != 0 {
             self.update_view();
         }
     }
@@ -371,7 +376,8 @@ impl Cpu {
             && (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == 0)
     }
 
-    /// Recomputes everything that follows from segments, control registers and privilege.
+    /// Recomputes everything that follows from segments, control registers and privilege. Forms
+    /// that call this end their block.
     pub(crate) fn update_mode(&mut self) {
         let long = self.is_64_bit();
         let code = self.seg[Seg::CS];
@@ -395,7 +401,6 @@ impl Cpu {
         }
         self.mode_key = self.compute_mode_key();
         self.update_view();
-        self.attention = true;
     }
 
     /// True if DS, ES, SS and CS cover all 4 GiB and allow what operands want of them.

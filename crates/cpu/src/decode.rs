@@ -11,6 +11,12 @@ use crate::{Cpu, Env, Op};
 /// The longest instruction.
 pub(crate) const INSTRUCTION_BYTES_MAX: usize = 15;
 
+/// A CPU without BMI1, LZCNT, CET and MPX runs their encodings as what they were before.
+const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC
+    | DecoderOptions::NO_MPFX_0FBD
+    | DecoderOptions::NO_WBNOINVD
+    | DecoderOptions::FORCE_RESERVED_NOP;
+
 /// What of the CPU's state decides how bytes decode, packed into a number.
 ///
 /// Bits 0 and 1: code size (0: 16 bits, 1: 32, 2: 64). Bit 2: segments are flat. Bits 3 to 6: CR0.EM,
@@ -68,7 +74,7 @@ pub(crate) enum Ends {
 pub(crate) fn decode(bytes: &[u8], mode_key: u32, offset: u64) -> Decoded {
     let size = mode_key & 3;
     let bits = 16 << size;
-    let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bits, bytes, 0, OPTIONS);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         let is_long = bytes.len() >= INSTRUCTION_BYTES_MAX;

@@ -22,6 +22,7 @@ pub mod softfloat;
 mod sse;
 mod state;
 mod system;
+mod task;
 mod tlb;
 mod walk;
 mod word;

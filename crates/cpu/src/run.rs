@@ -3,8 +3,8 @@
 //! **A step** is a retired instruction, one iteration of a REP string instruction (the last one
 //! retires it; with a count of 0 the instruction is one step), or a delivered interrupt or exception.
 //! An instruction that faults is no step; delivering its exception is. INT n, INT3, INTO and INT1
-//! are one step together with their delivery. Entering HLT is a step, waiting in it is none; a
-//! triple fault is none.
+//! are one step together with their delivery. Entering HLT is a step, waiting in it is none. A triple
+//! fault is one.
 //!
 //! **Between two steps** the order is: the end of `run`; a stop that the board asks for; debug traps of
 //! the step before; NMI; maskable interrupts; instruction breakpoints; the instruction. STI holds off

@@ -141,6 +141,12 @@ impl Tlb {
         false
     }
 
+    /// Forgets which address space each bank belongs to.
+    pub(crate) fn forget_banks(&mut self) {
+        self.clear();
+        self.banks = [None; BANKS];
+    }
+
     fn clear_bank(&mut self, bank: usize) {
         let first = bank << BANK_SHIFT;
         for index in first..first + PAGES * VIEWS {

@@ -148,6 +148,15 @@ impl GuestMem {
         self.map.store(offset.0, value);
     }
 
+    /// Copies `len` bytes from `from` to `to`; the ranges may overlap. Marks nothing, like
+    /// [`GuestMem::store`].
+    ///
+    /// # Panics
+    /// If a range does not lie inside RAM.
+    pub fn copy_within(&mut self, from: RamOffset, to: RamOffset, len: u64) {
+        self.map.copy_within(from.0, to.0, len);
+    }
+
     /// True if [`GuestMem::store`] may be used on this RAM page: it is already marked as written
     /// and nobody watches it.
     #[inline]

@@ -79,6 +79,15 @@ impl Mapping {
         }
     }
 
+    pub(crate) fn copy_within(&mut self, from: u64, to: u64, len: u64) {
+        self.check(from, len as usize);
+        self.check(to, len as usize);
+        // SAFETY: `check` showed that both ranges lie inside the mapping; `copy_to` allows overlap.
+        unsafe {
+            self.base.add(from as usize).copy_to(self.base.add(to as usize), len as usize);
+        }
+    }
+
     pub(crate) fn page(&self, page: u64) -> &[u8; PAGE_SIZE as usize] {
         let offset = page << PAGE_SHIFT;
         self.check(offset, PAGE_SIZE as usize);

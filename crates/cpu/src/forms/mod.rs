@@ -11,10 +11,30 @@ use crate::decode::undefined;
 use crate::op::Handler;
 
 mod alu;
+mod arith;
+mod bits;
+mod cond;
+mod far;
+mod flow;
+mod mov;
+mod string;
+mod system;
 
 /// All tables.
-const TABLES: &[&[Form]] =
-    &[alu::FORMS, crate::mmx::FORMS, crate::sse::FORMS, crate::x87::FORMS, crate::xsave::FORMS];
+const TABLES: &[&[Form]] = &[
+    alu::FORMS,
+    arith::FORMS,
+    bits::FORMS,
+    far::FORMS,
+    flow::FORMS,
+    mov::FORMS,
+    string::FORMS,
+    system::FORMS,
+    crate::mmx::FORMS,
+    crate::sse::FORMS,
+    crate::x87::FORMS,
+    crate::xsave::FORMS,
+];
 
 /// Which unit an instruction needs, so that CR0 and CR4 can switch it off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
