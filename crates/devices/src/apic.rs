@@ -305,6 +305,12 @@ impl Apic {
             || lint0 & LVT_MASKED == 0 && DeliveryMode::of(lint0) == DeliveryMode::ExtInt
     }
 
+    /// True if fixed interrupts are taken: the APIC is enabled by its base register and by software.
+    #[must_use]
+    pub fn accepts_fixed(&self) -> bool {
+        self.is_enabled() && self.state.svr & SVR_ENABLE != 0
+    }
+
     /// True if a requested interrupt has a higher priority than the CPU.
     #[must_use]
     pub fn interrupt_pending(&self) -> bool {

@@ -7,7 +7,7 @@
 use base::RestoreError;
 use serde::{Deserialize, Serialize};
 
-use crate::apic::{Apic, ApicState, Message};
+use crate::apic::{Apic, ApicState};
 use crate::ioapic::{self, IoApic, IoApicState};
 use crate::pic::{Pic, PicState};
 
@@ -51,16 +51,21 @@ impl Interrupts {
     /// Sets the level of a global system interrupt, which is an ISA line below 16. A level that is
     /// the same again does nothing.
     pub fn set_gsi(&mut self, gsi: u8, level: bool) {
+        // Pin 2 belongs to line 0; line 2 is the cascade.
+        let pin = match gsi {
+            0 => 2,
+            2 => return,
+            _ => usize::from(gsi),
+        };
+        // The board sets every line after every access, so the usual case has to be quick.
+        if self.ioapic.is_asserted(pin) == level {
+            return;
+        }
+        self.set_pin(pin, level);
         if gsi < 16 {
             self.pic.set_irq(gsi, level);
+            self.update_intr();
         }
-        match gsi {
-            0 => self.set_pin(2, level),
-            // Pin 2 belongs to line 0; line 2 is the cascade.
-            2 => {}
-            _ => self.set_pin(usize::from(gsi), level),
-        }
-        self.update_intr();
     }
 
     /// A rising edge on a line that is low otherwise.
@@ -88,8 +93,9 @@ impl Interrupts {
     /// Writes device memory. `None`: neither APIC is at `gpa`.
     pub fn mmio_write(&mut self, now_ns: u64, gpa: u64, len: u8, value: u64) -> Option<()> {
         if let Some(offset) = self.apic_offset(gpa) {
+            let accepted = self.apic.accepts_fixed();
             self.apic.mmio_write(now_ns, offset, len, value);
-            self.forward_eoi();
+            self.after_apic_write(accepted);
             return Some(());
         }
         let offset = gpa.checked_sub(ioapic::BASE).filter(|offset| *offset < ioapic::SIZE)?;
@@ -119,8 +125,9 @@ impl Interrupts {
 
     /// Writes an MSR of the local APIC. `None` is #GP.
     pub fn msr_write(&mut self, now_ns: u64, msr: u32, value: u64) -> Option<()> {
+        let accepted = self.apic.accepts_fixed();
         self.apic.msr_write(now_ns, msr, value)?;
-        self.forward_eoi();
+        self.after_apic_write(accepted);
         Some(())
     }
 
@@ -210,10 +217,15 @@ impl Interrupts {
         self.set_pin(0, intr);
     }
 
-    fn forward_eoi(&mut self) {
-        let Some(vector) = self.apic.take_eoi() else { return };
+    /// Forwards an EOI, and offers waiting level interrupts again to an APIC that did not take any before.
+    fn after_apic_write(&mut self, accepted_fixed: bool) {
         let apic = &mut self.apic;
-        self.ioapic.handle_eoi(vector, &mut |message: Message| apic.handle_message(message));
+        if let Some(vector) = apic.take_eoi() {
+            self.ioapic.handle_eoi(vector, &mut |message| apic.handle_message(message));
+        }
+        if !accepted_fixed && apic.accepts_fixed() {
+            self.ioapic.service_levels(&mut |message| apic.handle_message(message));
+        }
     }
 
     fn ext_int_pending(&self) -> bool {
@@ -302,6 +314,27 @@ mod tests {
         interrupts.mmio_write(0, IOAPIC + 0x40, 4, 0x41);
         interrupts.mmio_write(0, IOAPIC, 4, 0x10 + 34);
         assert_eq!(interrupts.mmio_read(0, IOAPIC + 0x10, 4), Some(0x8041));
+    }
+
+    #[test]
+    fn a_level_that_a_disabled_apic_did_not_take_comes_when_it_is_enabled() {
+        let mut interrupts = Interrupts::new(40);
+        write_redirection(&mut interrupts, 17, 0x8041);
+        interrupts.set_gsi(17, true);
+        assert!(!interrupts.interrupt_pending());
+        interrupts.mmio_write(0, APIC + 0xf0, 4, 0x1ff);
+        assert_eq!(interrupts.acknowledge(), 0x41);
+    }
+
+    #[test]
+    fn setting_a_line_to_the_level_it_has_is_no_edge() {
+        let mut interrupts = with_apics();
+        write_redirection(&mut interrupts, 14, 0x41);
+        interrupts.set_gsi(14, true);
+        assert_eq!(interrupts.acknowledge(), 0x41);
+        interrupts.mmio_write(0, APIC + 0xb0, 4, 0);
+        interrupts.set_gsi(14, true);
+        assert!(!interrupts.interrupt_pending());
     }
 
     #[test]

@@ -142,8 +142,19 @@ impl IoApic {
         Ok(IoApic { state })
     }
 
-    fn is_asserted(&self, pin: usize) -> bool {
-        self.state.asserted & 1 << pin != 0
+    /// True if the pin is asserted; false if there is no such pin.
+    #[must_use]
+    pub fn is_asserted(&self, pin: usize) -> bool {
+        pin < PIN_COUNT && self.state.asserted & 1 << pin != 0
+    }
+
+    /// Sends the message of every asserted level pin that waits.
+    pub(crate) fn service_levels(&mut self, send: &mut dyn FnMut(Message) -> bool) {
+        for pin in 0..PIN_COUNT {
+            if self.is_asserted(pin) && self.state.redirection[pin] & ENTRY_LEVEL != 0 {
+                self.service(pin, send);
+            }
+        }
     }
 
     /// Sends the message of an asserted pin, if its entry lets it.

@@ -109,8 +109,8 @@ impl Pic {
         let s = &mut self.state.chips[chip];
         match port {
             // Timer, keyboard, cascade, clock and coprocessor are always edge triggered.
-            0x4d0 => s.elcr = value & 0xf8,
-            0x4d1 => s.elcr = value & 0xde,
+            0x4d0 => s.write_elcr(value & 0xf8),
+            0x4d1 => s.write_elcr(value & 0xde),
             0x20 | 0xa0 if value & ICW1 != 0 => s.write_icw1(value),
             0x20 | 0xa0 if value & OCW3 != 0 => s.write_ocw3(value),
             0x20 | 0xa0 => s.write_ocw2(value),
@@ -202,6 +202,12 @@ impl PicChipState {
             self.irr &= !bit;
         }
         self.lines = if level { self.lines | bit } else { self.lines & !bit };
+    }
+
+    fn write_elcr(&mut self, value: u8) {
+        self.elcr = value;
+        // The request of a level triggered line is its level.
+        self.irr = self.irr & !value | self.lines & value;
     }
 
     fn is_level(&self, line: u8) -> bool {
@@ -407,6 +413,13 @@ mod tests {
         assert!(pic.intr());
         pic.set_irq(5, false);
         assert_eq!(pic.acknowledge(), 0x37);
+        pic.port_write(0x4d0, 0);
+        pic.set_irq(5, true);
+        pic.acknowledge();
+        pic.port_write(0x20, 0x20);
+        pic.port_write(0x4d0, 0x20);
+        assert!(pic.intr(), "the line is high and has become level triggered");
+        pic.set_irq(5, false);
         pic.port_write(0x20, 0x0b);
         assert_eq!(pic.port_read(0x20), Some(0));
     }

@@ -128,6 +128,36 @@ impl Io<'_> {
     }
 }
 
+/// The window of any virtio device, as the board's bus sees it.
+pub trait Window {
+    /// See [`Virtio::mmio_read`].
+    fn mmio_read(&self, offset: u64, len: u8) -> u64;
+    /// See [`Virtio::mmio_write`].
+    fn mmio_write(&mut self, mem: &mut GuestMem, offset: u64, len: u8, value: u64);
+    /// See [`Virtio::irq_level`].
+    fn irq_level(&self) -> bool;
+    /// See [`Virtio::reset`].
+    fn reset(&mut self);
+}
+
+impl<B: Backend> Window for Virtio<B> {
+    fn mmio_read(&self, offset: u64, len: u8) -> u64 {
+        self.mmio_read(offset, len)
+    }
+
+    fn mmio_write(&mut self, mem: &mut GuestMem, offset: u64, len: u8, value: u64) {
+        self.mmio_write(mem, offset, len, value);
+    }
+
+    fn irq_level(&self) -> bool {
+        self.irq_level()
+    }
+
+    fn reset(&mut self) {
+        self.reset();
+    }
+}
+
 /// A virtio device: the transport and what is behind it.
 #[derive(Debug)]
 pub struct Virtio<B> {
@@ -216,7 +246,8 @@ impl<B: Backend> Virtio<B> {
         VirtioState { transport: self.transport.clone(), device: self.device.state() }
     }
 
-    /// Resets the device, as the driver does by writing 0 to its status.
+    /// Resets the device, as the driver does by writing 0 to its status. A reset of the machine does
+    /// this too, and does not make a new device: requests that are on their way outside stay known.
     pub fn reset(&mut self) {
         // The generation must not seem unchanged to a driver that looks again.
         let generation = self.transport.config_generation;
