@@ -38,6 +38,8 @@ pub struct NbdOptions {
     pub badge: Option<Badge>,
     /// How long one attempt to connect may take.
     pub connect_timeout: Duration,
+    /// Refuse writes, also where the server takes them.
+    pub read_only: bool,
 }
 
 /// A disk behind an NBD server.
@@ -125,6 +127,8 @@ impl NbdClient {
         let NbdAddress { server, export } = &options.address;
         let attached =
             dial(server, options.connect_timeout)?.attach(export, options.badge.as_ref())?;
+        let mut info = attached.info;
+        info.read_only |= options.read_only;
         let state = State {
             badge: options.badge.clone(),
             pending: BTreeMap::new(),
@@ -139,7 +143,7 @@ impl NbdClient {
             closed: false,
         };
         let shared = Arc::new(Shared {
-            info: attached.info,
+            info,
             sink,
             state: Mutex::new(state),
             wake: Condvar::new(),
@@ -263,7 +267,7 @@ impl Shared {
                 return None;
             }
             let why = match self.attach(badge.as_ref()) {
-                Ok(attached) if attached.info == self.info => return Some(attached),
+                Ok(attached) if self.is_same_disk(&attached.info) => return Some(attached),
                 Ok(_) => "the server now exports another disk under this name".to_owned(),
                 Err(DialError::Deposed { why, .. }) => {
                     self.depose(&why);
@@ -307,6 +311,11 @@ impl Shared {
         }
         drop(state);
         dialled.attach(export, badge)
+    }
+
+    fn is_same_disk(&self, info: &DiskInfo) -> bool {
+        let now = DiskInfo { read_only: info.read_only || self.options.read_only, ..*info };
+        now == self.info
     }
 
     fn depose(&self, why: &str) {

@@ -14,6 +14,7 @@ pub mod file;
 pub mod image;
 pub mod nbd;
 mod net;
+pub mod open;
 pub mod overlay;
 pub mod server;
 pub mod stamp;

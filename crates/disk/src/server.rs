@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 use crate::arbiter::store::Store;
 use crate::arbiter::wire::{Call, Numbered, Reply, read_frame, write_frame};
 use crate::backend::REQUEST_LEN_MAX;
+use crate::client::{DialError, NbdOptions};
 use crate::export::{Export, Refusal};
-use crate::image::{Format, ImageError, ImageOptions, open_image};
-use crate::nbd::dial::{DialError, NbdAddress};
+use crate::image::{ImageError, ImageOptions, open_image};
 use crate::nbd::negotiate::{Exports, NegotiationError, Offer, Outcome, negotiate};
 use crate::nbd::proto::{STRING_LEN_MAX, StampReply};
 use crate::nbd::transmit::{TransmitError, is_timeout, transmit};
 use crate::net;
+use crate::open::{DiskSpec, Source};
 use crate::stamp::Badge;
 use crate::state::{StateDir, StateError};
 use crate::storage::Storage;
@@ -34,6 +35,8 @@ const CONNECTIONS_MAX: usize = 256;
 const NEGOTIATION_MAX: Duration = Duration::from_secs(10);
 /// A peer that stops in the middle of a message, or does not take its replies, is dropped after this.
 const STALL_MAX: Duration = Duration::from_secs(30);
+/// One attempt to reach the server behind an export.
+const UPSTREAM_CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// What a disk server is to do.
 #[derive(Clone, Debug)]
@@ -46,30 +49,13 @@ pub struct Config {
     pub state: PathBuf,
 }
 
-/// One export: `NAME=FILE` or `NAME=nbd://HOST[:PORT]/EXPORT`, and behind it `,format=raw`,
-/// `,format=qcow2` and `,ro` in any order.
+/// One export: a name, `=`, and where the disk is ([`DiskSpec`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportSpec {
     /// The name that clients ask for.
     pub name: String,
-    /// What lies behind it.
-    pub source: Source,
-    /// Refuse all writes.
-    pub read_only: bool,
-}
-
-/// What lies behind an export.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// An image in a file or on a block device.
-    Image {
-        /// Where.
-        path: PathBuf,
-        /// Its format, if the name does not tell.
-        format: Option<Format>,
-    },
-    /// Another NBD server, which then does the storing and we the fencing.
-    Nbd(NbdAddress),
+    /// What lies behind it. If that is another NBD server, it does the storing and we the fencing.
+    pub disk: DiskSpec,
 }
 
 impl FromStr for ExportSpec {
@@ -77,36 +63,19 @@ impl FromStr for ExportSpec {
 
     fn from_str(text: &str) -> Result<ExportSpec, String> {
         let bad = |why: &str| format!("export {text:?} is not NAME=FILE[,format=F][,ro]: {why}");
-        let (name, mut target) = text.split_once('=').ok_or_else(|| bad("there is no ="))?;
-        if name.is_empty() || name.len() > 200 || name.contains(char::is_control) {
+        let (name, disk) = text.split_once('=').ok_or_else(|| bad("there is no ="))?;
+        if name.is_empty() || name.len() > NAME_LEN_MAX || name.contains(char::is_control) {
             return Err(bad("the name is empty, too long, or holds control characters"));
         }
-        let (mut format, mut read_only) = (None, false);
-        // A file's name may hold commas, so only what is known is taken off its end.
-        while let Some((head, tail)) = target.rsplit_once(',') {
-            if tail == "ro" {
-                read_only = true;
-            } else if let Some(name) = tail.strip_prefix("format=") {
-                format = Some(name.parse().map_err(|why: String| bad(&why))?);
-            } else {
-                break;
-            }
-            target = head;
-        }
-        if target.is_empty() {
-            return Err(bad("the file is missing"));
-        }
-        let source = if target.starts_with("nbd://") {
-            if format.is_some() {
-                return Err(bad("an NBD server's export has no format"));
-            }
-            Source::Nbd(target.parse().map_err(|why: String| bad(&why))?)
-        } else {
-            Source::Image { path: PathBuf::from(target), format }
-        };
-        Ok(ExportSpec { name: name.to_owned(), source, read_only })
+        Ok(ExportSpec {
+            name: name.to_owned(),
+            disk: disk.parse().map_err(|why: String| bad(&why))?,
+        })
     }
 }
+
+/// The longest name of an export: with every byte escaped it still is a file's name.
+const NAME_LEN_MAX: usize = 64;
 
 /// Why a disk server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -289,13 +258,17 @@ impl Handle {
 
 fn open_source(spec: &ExportSpec) -> Result<Box<dyn Storage>, ServerError> {
     let name = spec.name.clone();
-    match &spec.source {
+    let read_only = spec.disk.read_only;
+    match &spec.disk.source {
         Source::Image { path, format } => {
-            let options = ImageOptions { format: *format, read_only: spec.read_only };
+            let options = ImageOptions { format: *format, read_only };
             open_image(path, options).map_err(|source| ServerError::Image { name, source })
         }
         Source::Nbd(address) => {
-            let upstream = Upstream::connect(address.clone(), spec.read_only)
+            let address = address.clone();
+            let connect_timeout = UPSTREAM_CONNECT_MAX;
+            let options = NbdOptions { address, badge: None, connect_timeout, read_only };
+            let upstream = Upstream::connect(options)
                 .map_err(|source| ServerError::Upstream { name, source })?;
             Ok(Box::new(upstream))
         }
@@ -496,22 +469,16 @@ mod tests {
 
     use super::*;
     use crate::backend::{Backend, DiskEvent, Op, RequestId};
-    use crate::client::{NbdClient, NbdOptions};
+    use crate::client::NbdClient;
     use crate::stamp::Access;
 
     #[test]
-    fn export_flags_are_understood_or_refused() {
-        let parse = |text: &str| text.parse::<ExportSpec>();
-        let image = |path: &str, format| Source::Image { path: path.into(), format };
-        let spec = parse("disk=/a,b.img").unwrap();
-        assert_eq!((&*spec.name, spec.source), ("disk", image("/a,b.img", None)));
-        let spec = parse("d=x=y,ro,format=qcow2").unwrap();
-        assert_eq!(spec.source, image("x=y", Some(Format::Qcow2)));
-        assert!(spec.read_only);
-        let spec = parse("d=nbd://h:1/x,ro").unwrap();
-        assert!(spec.read_only && matches!(spec.source, Source::Nbd(_)));
-        for bad in ["disk", "=x", "d=", "d=x,format=vmdk", "d=nbd://", "d=nbd://h/x,format=raw"] {
-            assert!(parse(bad).is_err(), "{bad}");
+    fn exports_are_understood_or_refused() {
+        let spec = "disk=/a=b,ro".parse::<ExportSpec>().unwrap();
+        assert_eq!((&*spec.name, spec.disk), ("disk", "/a=b,ro".parse().unwrap()));
+        let long = format!("{}=x", "n".repeat(65));
+        for bad in ["disk", "=x", "d=", "d=x,format=vmdk", "a\nb=x", &long] {
+            assert!(bad.parse::<ExportSpec>().is_err(), "{bad}");
         }
     }
 
@@ -566,6 +533,7 @@ mod tests {
             address: format!("nbd://{address}/disk").parse().unwrap(),
             badge: Some(badge),
             connect_timeout: Duration::from_secs(60),
+            read_only: false,
         };
         let sink = Box::new(move |event| {
             let _ = send.send(event); // the test may have seen enough

@@ -5,14 +5,11 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use crate::backend::{Backend, DiskError, DiskEvent, DiskInfo, Extent, Op, RequestId};
 use crate::client::{NbdClient, NbdOptions};
-use crate::nbd::dial::{DialError, NbdAddress};
+use crate::nbd::dial::DialError;
 use crate::storage::Storage;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Waiters = BTreeMap<RequestId, SyncSender<Result<Vec<u8>, DiskError>>>;
 
@@ -20,16 +17,15 @@ type Waiters = BTreeMap<RequestId, SyncSender<Result<Vec<u8>, DiskError>>>;
 pub(crate) struct Upstream {
     client: NbdClient,
     info: DiskInfo,
-    read_only: bool,
     waiting: Arc<Mutex<Waiters>>,
     next_id: AtomicU64,
 }
 
 impl Upstream {
-    pub(crate) fn connect(address: NbdAddress, read_only: bool) -> Result<Upstream, DialError> {
+    pub(crate) fn connect(options: NbdOptions) -> Result<Upstream, DialError> {
         let waiting = Arc::new(Mutex::new(Waiters::new()));
         let answered = Arc::clone(&waiting);
-        let name = address.to_string();
+        let name = options.address.to_string();
         let sink = move |event| match event {
             DiskEvent::Done(done) => {
                 let waiter = lock(&answered).remove(&done.id);
@@ -41,11 +37,9 @@ impl Upstream {
             DiskEvent::Attached { .. } => log::info!("{name}: connected"),
             DiskEvent::Deposed { why } => log::error!("{name}: {why}"),
         };
-        let options = NbdOptions { address, badge: None, connect_timeout: CONNECT_TIMEOUT };
         let client = NbdClient::connect(options, Box::new(sink))?;
         let info = client.info();
-        let read_only = read_only || info.read_only;
-        Ok(Upstream { client, info, read_only, waiting, next_id: AtomicU64::new(0) })
+        Ok(Upstream { client, info, waiting, next_id: AtomicU64::new(0) })
     }
 
     fn perform(&self, op: Op) -> io::Result<Vec<u8>> {
@@ -81,7 +75,7 @@ impl Storage for Upstream {
     }
 
     fn read_only(&self) -> bool {
-        self.read_only
+        self.info.read_only
     }
 
     fn align(&self) -> u32 {

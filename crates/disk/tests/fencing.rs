@@ -111,6 +111,7 @@ fn a_disk_that_is_closed_says_so_to_what_is_left() {
         address: server.url("disk").parse().unwrap(),
         badge: None,
         connect_timeout: common::LONG,
+        read_only: false,
     };
     let sink = Box::new(move |event| send.send(event).unwrap());
     let client = disk::client::NbdClient::connect(options, sink).unwrap();
@@ -121,4 +122,31 @@ fn a_disk_that_is_closed_says_so_to_what_is_left() {
     drop(client);
     let done = events.iter().filter(|event| matches!(event, disk::DiskEvent::Done(_))).count();
     assert_eq!(done, 10);
+}
+
+#[test]
+fn a_snapshot_of_an_export_changes_and_deposes_nothing() {
+    let disk = OneDisk::start();
+    let vm = Client::connect(&disk.url(), Some(badge(1))).unwrap();
+    vm.write(0, &[1; 4096]).unwrap();
+    let options = disk::open::OpenOptions {
+        badge: Some(badge(2)),
+        snapshot: true,
+        connect_timeout: common::LONG,
+    };
+    let (send, events) = std::sync::mpsc::channel();
+    let sink = Box::new(move |event| send.send(event).unwrap());
+    let snapshot = disk::open::open(&disk.url().parse().unwrap(), options, sink).unwrap();
+    let perform = |op| {
+        snapshot.submit(RequestId(1), op);
+        match events.recv().unwrap() {
+            disk::DiskEvent::Done(done) => done.result.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    perform(Op::Write { offset: 512, data: vec![2; 512], durable: true });
+    let expected = [vec![1; 512], vec![2; 512], vec![1; 3072]].concat();
+    assert_eq!(perform(Op::Read(Extent { offset: 0, len: 4096 })), expected);
+    assert_eq!(vm.read(0, 4096), [1; 4096]);
+    vm.write(0, &[3; 512]).unwrap();
 }

@@ -95,7 +95,12 @@ impl Client {
         let sink = Box::new(move |event| {
             let _ = send.send(event); // the test may have ended
         });
-        let options = NbdOptions { address: url.parse().unwrap(), badge, connect_timeout: LONG };
+        let options = NbdOptions {
+            address: url.parse().unwrap(),
+            badge,
+            connect_timeout: LONG,
+            read_only: false,
+        };
         Ok(Client { disk: NbdClient::connect(options, sink)?, events })
     }
 
