@@ -21,8 +21,8 @@ use crate::io::{DiskOp, DiskResult};
 pub const IN_FLIGHT_MAX: usize = QUEUE_SIZE_MAX as usize;
 /// Data of unfinished reads and writes, in bytes. At the bound the rest of the queue waits.
 pub const HELD_BYTES_MAX: u64 = 256 << 20;
-/// Data bytes of one request. A longer one fails.
-pub const REQUEST_BYTES_MAX: u64 = 64 << 20;
+/// Data bytes of one request: what the segments allow that the device announces. A longer one fails.
+pub const REQUEST_BYTES_MAX: u64 = 16 << 20;
 /// Bytes in a sector.
 pub const SECTOR_BYTES: u64 = 512;
 /// Bytes of the identification string.
@@ -165,13 +165,14 @@ impl Backend for BlkDevice {
 
     fn features(&self) -> u64 {
         let read_only = if self.config.is_read_only { F_RO } else { F_DISCARD | F_WRITE_ZEROES };
-        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | read_only
+        F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | read_only
     }
 
     fn config(&self) -> Vec<u8> {
         let mut config = vec![0; 60];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &self.config.sector_count.to_le_bytes());
+        put(8, &SIZE_MAX.to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
         put(20, &(SECTOR_BYTES as u32).to_le_bytes());
         put(34, &1u16.to_le_bytes());
@@ -408,9 +409,13 @@ fn finish(io: &mut Io<'_>, chain: &Chain, status: u8, data: &[u8]) -> Result<(),
 const QUEUE: usize = 0;
 const HEADER_LEN: u64 = 16;
 const RANGE_LEN: u64 = 16;
+/// Bytes of one segment.
+const SIZE_MAX: u32 = 64 << 10;
 const SEG_MAX: u32 = QUEUE_SIZE_MAX as u32 - 2;
 /// Sectors of one discard or write zeroes request: 2 GiB.
 const RANGE_SECTORS_MAX: u32 = 1 << 22;
+const _: () = assert!(SEG_MAX as u64 * SIZE_MAX as u64 <= REQUEST_BYTES_MAX);
+const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;

@@ -363,15 +363,15 @@ fn heads_offered_twice_cannot_make_more_requests_than_the_bound() {
 fn held_data_is_bounded_and_the_rest_of_the_queue_waits() {
     let mut bench = bench();
     let mut requests = Vec::new();
-    for number in 0..4 {
+    for number in 0..HELD_BYTES_MAX / REQUEST_BYTES_MAX {
         let op = DiskOp::Read { offset: 0, len: REQUEST_BYTES_MAX as u32 };
         requests.push(BlkRequest { number, op, chain: None, is_handed_out: true });
     }
-    bench.virtio.device_mut().state = BlkState { next_number: 4, requests };
+    bench.virtio.device_mut().state = BlkState { next_number: 16, requests };
     submit_read(&mut bench, 0, DATA, 512, STATUS);
-    assert_eq!(bench.virtio.state().device.requests.len(), 4);
+    assert_eq!(bench.virtio.state().device.requests.len(), 16);
     done(&mut bench, 0, DiskResult::Failed);
-    assert_eq!(bench.virtio.state().device.requests.len(), 4, "the one that waited came in");
+    assert_eq!(bench.virtio.state().device.requests.len(), 16, "the one that waited came in");
 }
 
 #[test]
