@@ -186,7 +186,7 @@ impl Pit {
                 || !(1..=3).contains(&c.access)
                 || !count.contains(&c.reload)
                 || c.next_reload.is_some_and(|(next, _)| !count.contains(&next))
-                || c.start_tick.is_some_and(|tick| tick > TICK_MAX)
+                || c.start_tick.max(c.paused_ticks).is_some_and(|tick| tick > TICK_MAX)
         };
         if state.counters.iter().any(is_bad) || state.seen_tick > TICK_MAX {
             return Err(impossible(PitState::KIND, "a mode, count or time is out of range"));
@@ -566,6 +566,7 @@ mod tests {
         assert!(refused(|c| c.reload = 0));
         assert!(refused(|c| c.mode = 6));
         assert!(refused(|c| c.start_tick = Some(u64::MAX)));
+        assert!(refused(|c| c.paused_ticks = Some(u64::MAX)));
     }
 
     #[test]

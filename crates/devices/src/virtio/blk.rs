@@ -383,6 +383,14 @@ impl BlkDevice {
             if offset.checked_add(len).is_none_or(|end| end > disk_bytes) {
                 return bad("a request lies outside the disk");
             }
+            let is_data = matches!(request.op, DiskOp::Read { .. } | DiskOp::Write { .. });
+            if !offset.is_multiple_of(SECTOR_BYTES)
+                || !len.is_multiple_of(SECTOR_BYTES)
+                || (len == 0) != (request.op == DiskOp::Flush)
+                || is_data && len > REQUEST_BYTES_MAX
+            {
+                return bad("a request has an impossible length");
+            }
             let is_write = !matches!(request.op, DiskOp::Read { .. } | DiskOp::Flush);
             if is_write && self.config.is_read_only {
                 return bad("a write to a read-only disk");

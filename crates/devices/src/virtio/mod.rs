@@ -19,7 +19,7 @@ pub use blk::Blk;
 pub use console::Console;
 pub use net::Net;
 pub use rng::Rng;
-pub use transport::{Backend, Io, TransportState, Virtio, VirtioState, Window};
+pub use transport::{Backend, Io, TransportState, Virtio, VirtioState};
 
 /// `VIRTIO_F_RING_INDIRECT_DESC`.
 pub const F_RING_INDIRECT_DESC: u64 = 1 << 28;

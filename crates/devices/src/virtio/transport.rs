@@ -128,36 +128,6 @@ impl Io<'_> {
     }
 }
 
-/// The window of any virtio device, as the board's bus sees it.
-pub trait Window {
-    /// See [`Virtio::mmio_read`].
-    fn mmio_read(&self, offset: u64, len: u8) -> u64;
-    /// See [`Virtio::mmio_write`].
-    fn mmio_write(&mut self, mem: &mut GuestMem, offset: u64, len: u8, value: u64);
-    /// See [`Virtio::irq_level`].
-    fn irq_level(&self) -> bool;
-    /// See [`Virtio::reset`].
-    fn reset(&mut self);
-}
-
-impl<B: Backend> Window for Virtio<B> {
-    fn mmio_read(&self, offset: u64, len: u8) -> u64 {
-        self.mmio_read(offset, len)
-    }
-
-    fn mmio_write(&mut self, mem: &mut GuestMem, offset: u64, len: u8, value: u64) {
-        self.mmio_write(mem, offset, len, value);
-    }
-
-    fn irq_level(&self) -> bool {
-        self.irq_level()
-    }
-
-    fn reset(&mut self) {
-        self.reset();
-    }
-}
-
 /// A virtio device: the transport and what is behind it.
 #[derive(Debug)]
 pub struct Virtio<B> {
@@ -272,6 +242,9 @@ impl<B: Backend> Virtio<B> {
         }
         let virtio = Virtio { transport, device };
         let accepted = virtio.transport.status & STATUS_FEATURES_OK != 0;
+        if !accepted && virtio.transport.status & STATUS_DRIVER_OK != 0 {
+            return bad("the driver runs it without features");
+        }
         if accepted && virtio.transport.driver_features & !virtio.offered() != 0 {
             return bad("the driver accepted a feature that is not offered");
         }

@@ -415,6 +415,8 @@ fn saved_requests_that_cannot_be_are_refused() {
     assert!(refused(|s| s.next_number = 0));
     assert!(refused(|s| s.requests[0].op = DiskOp::Read { offset: 1 << 20, len: 512 }));
     assert!(refused(|s| s.requests[0].op = DiskOp::Read { offset: 0, len: 1024 }));
+    assert!(refused(|s| s.requests[0].op = DiskOp::Read { offset: 100, len: 512 }));
+    assert!(refused(|s| s.requests[0].op = DiskOp::Read { offset: 0, len: 0 }));
     assert!(refused(|s| s.requests[0].chain.as_mut().unwrap().writable[0].gpa.0 = u64::MAX));
 }
 

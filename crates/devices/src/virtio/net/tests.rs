@@ -212,6 +212,7 @@ fn a_saved_device_goes_on_where_it_was_and_impossible_states_are_refused() {
     assert!(refused(|s| s.transport.queues[0].size = 3));
     assert!(refused(|s| s.transport.queues[0].size = 512));
     assert!(refused(|s| s.transport.status |= 0x20));
+    assert!(refused(|s| s.transport.status &= !8));
     assert!(refused(|s| s.transport.driver_features |= 1 << 63));
 }
 
