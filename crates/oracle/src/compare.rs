@@ -8,6 +8,7 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
 use crate::encode::decode;
 use crate::forms;
+use crate::generate::segment_base;
 use crate::state::{Case, Event, Fx, Outcome, REGION_BYTES, REGIONS, State, Subject};
 
 /// Flags that are compared: those that a program can set, and RF in the image that the handler gets.
@@ -127,11 +128,7 @@ fn operand_address(
     let used = info.info(instr).used_memory().iter().find(|used| access(used.access())).copied()?;
     let value = |reg: iced_x86::Register, _, _| {
         if reg.is_segment_register() {
-            Some(match reg {
-                iced_x86::Register::FS => case.state.fs_base,
-                iced_x86::Register::GS => case.state.gs_base,
-                _ => 0,
-            })
+            Some(segment_base(&case.state, case.mode, reg))
         } else {
             let full = case.state.gpr.get(reg.full_register().number()).copied()?;
             Some(if reg.size() == 4 { full & 0xffff_ffff } else { full })

@@ -21,8 +21,8 @@ const TRIES: u32 = 400;
 pub enum Addressing {
     /// Any way that the encoding has.
     Any,
-    /// By one of the mode's two fixed base registers ([`fixed_bases`]) and a 32-bit displacement,
-    /// with no prefix that changes the address.
+    /// By one of the mode's two fixed base registers ([`fixed_bases`]) and a displacement of
+    /// full size, with no prefix that changes the address.
     Fixed,
 }
 
@@ -43,7 +43,7 @@ pub struct Encoded {
 pub const fn fixed_bases(mode: Mode) -> [usize; 2] {
     match mode {
         Mode::Long64 => [14, 15],
-        Mode::Compat32 => [5, 3],
+        Mode::Compat16 | Mode::Compat32 => [5, 3],
     }
 }
 
@@ -103,7 +103,8 @@ fn attempt(op: &OpCodeInfo, mode: Mode, addressing: Addressing, rng: &mut Seeded
     let mut prefixes = Vec::new();
     let mut rex = 0u8;
     match op.operand_size() {
-        16 => prefixes.push(0x66),
+        16 if mode != Mode::Compat16 => prefixes.push(0x66),
+        32 if mode == Mode::Compat16 => prefixes.push(0x66),
         64 if long && !op.default_op_size64() && !op.force_op_size64() => rex |= 8,
         _ => {}
     }
@@ -140,7 +141,13 @@ fn attempt(op: &OpCodeInfo, mode: Mode, addressing: Addressing, rng: &mut Seeded
     let mut modrm = random_modrm(rng);
     if addressing == Addressing::Fixed && modrm >> 6 != 3 {
         let base = fixed_bases(mode)[rng.below(2) as usize] as u8;
-        modrm = 0x80 | modrm & 0x38 | base & 7;
+        // In 16-bit addressing [BP] and [BX] have other numbers.
+        let rm = match (mode, base) {
+            (Mode::Compat16, 5) => 6,
+            (Mode::Compat16, _) => 7,
+            _ => base & 7,
+        };
+        modrm = 0x80 | modrm & 0x38 | rm;
         rex = if long { rex & !3 | 0x41 } else { 0 };
     }
     if op.is_group() {

@@ -90,6 +90,15 @@ fn has_operand_size_prefix(bytes: &[u8]) -> bool {
         .any(|byte| *byte == 0x66)
 }
 
+/// The forms that are compared in `mode`: all that the interpreter has, but for the excluded.
+pub fn compared(mode: Mode) -> impl Iterator<Item = Code> {
+    Code::values().filter(move |code| {
+        cpu::forms::lookup(*code).is_some()
+            && encode::is_encodable(*code, mode)
+            && !matches!(coverage(*code, mode), Coverage::Excluded(_))
+    })
+}
+
 /// All forms of the `x86-64-v2` level that can be encoded in `mode`.
 pub fn level_v2(mode: Mode) -> impl Iterator<Item = Code> {
     Code::values().filter(move |code| {

@@ -9,7 +9,8 @@ use iced_x86::{
 use crate::encode::{self, Addressing, Encoded, decode, fixed_bases};
 use crate::forms;
 use crate::state::{
-    CODE, CS_32, CS_64, Case, DATA, DS_FLAT, Fx, HIGH, Mode, REGION_BYTES, Selectors, State,
+    CODE, CS_16, CS_32, CS_64, Case, DATA, DS_16, DS_FLAT, Fx, HIGH, LDT, Mode, REGION_BYTES,
+    Selectors, State, base_of, code_base, is_32_bit,
 };
 use crate::values;
 
@@ -40,7 +41,7 @@ impl Default for Generator {
 impl Generator {
     /// A case with one instruction of the form `code`. `None` if no encoding was found.
     pub fn single(&mut self, code: Code, mode: Mode, rng: &mut SeededRng) -> Option<Case> {
-        let ip = CODE + 64 + rng.below(REGION_BYTES as u64 - 256);
+        let ip = code_offset(mode, 64 + rng.below(REGION_BYTES as u64 - 256));
         let encoded = encode::random(code, mode, Addressing::Any, ip, rng)?;
         let mut case =
             Case { mode, code: encoded.bytes.clone(), state: state(mode, rng), patches: vec![] };
@@ -62,15 +63,18 @@ impl Generator {
     /// A case with 2 to [`SEQUENCE_LEN_MAX`] instructions out of `codes`.
     pub fn sequence(&mut self, codes: &[Code], mode: Mode, rng: &mut SeededRng) -> Case {
         let len = 2 + rng.below(SEQUENCE_LEN_MAX - 1);
-        let ip = CODE + 64 + rng.below(REGION_BYTES as u64 - 512);
+        let ip = code_offset(mode, 64 + rng.below(REGION_BYTES as u64 - 512));
         let mut state = state(mode, rng);
         state.rip = ip;
         let [low, high] = fixed_bases(mode);
         let high_region = if mode == Mode::Long64 { HIGH } else { DATA };
-        state.gpr[low] = DATA + 0x1000;
-        state.gpr[high] = high_region + 0x1000;
+        let offset = |address: u64, selector: u16| address.wrapping_sub(base_of(selector));
+        let mask = mode.gpr_mask();
+        state.gpr[low] = offset(DATA + 0x1000, state.sel.ss) & mask;
+        state.gpr[high] = offset(high_region + 0x1000, state.sel.ds) & mask;
         for pointer in [6, 7] {
-            state.gpr[pointer] = DATA + 0x400 + rng.below(0x1000);
+            let at = DATA + 0x400 + rng.below(0x1000);
+            state.gpr[pointer] = offset(at, state.sel.ds) & mask;
         }
         let mut case = Case { mode, code: vec![], state, patches: vec![] };
         let mut undefined = 0;
@@ -119,7 +123,8 @@ impl Generator {
         if let Some(displacement) = displacement_of(&encoded) {
             let align = if rng.one_in(3) { 1 } else { 16 };
             let value = (rng.below(6000) as i64 - 3000) / align * align;
-            encoded.bytes[displacement].copy_from_slice(&(value as i32).to_le_bytes());
+            let size = displacement.len();
+            encoded.bytes[displacement].copy_from_slice(&value.to_le_bytes()[..size]);
         }
         let (instr, offsets) = decode(mode, &encoded.bytes, at);
         (instr.code() == code).then_some(Encoded { instr, offsets, ..encoded })
@@ -146,7 +151,7 @@ impl Generator {
             3 if rng.one_in(3) => bytes[at] = 0xd8 | rng.u64() as u8 & 7,
             _ => {}
         }
-        let ip = CODE + 64 + rng.below(REGION_BYTES as u64 - 256);
+        let ip = code_offset(mode, 64 + rng.below(REGION_BYTES as u64 - 256));
         let (instr, offsets) = decode(mode, &bytes, ip);
         let mut case = Case { mode, code: bytes.clone(), state: state(mode, rng), patches: vec![] };
         case.state.rip = ip;
@@ -187,13 +192,19 @@ impl Generator {
     }
 }
 
-/// Where a displacement of four bytes lies.
+/// RIP for a place in the code pages.
+fn code_offset(mode: Mode, at: u64) -> u64 {
+    CODE + at - code_base(mode)
+}
+
+/// Where a displacement of full size lies.
 fn displacement_of(encoded: &Encoded) -> Option<std::ops::Range<usize>> {
     let has_memory =
         (0..encoded.instr.op_count()).any(|op| encoded.instr.op_kind(op) == OpKind::Memory);
-    (has_memory && encoded.offsets.displacement_size() == 4).then(|| {
+    let size = encoded.offsets.displacement_size();
+    (has_memory && matches!(size, 2 | 4)).then(|| {
         let at = encoded.offsets.displacement_offset();
-        at..at + 4
+        at..at + size
     })
 }
 
@@ -232,11 +243,17 @@ fn target(mode: Mode, low_only: bool, bytes: u64, rng: &mut SeededRng) -> u64 {
     }
 }
 
-fn segment_base(state: &State, segment: Register) -> u64 {
+/// The base of a segment register as the case has it.
+#[must_use]
+pub fn segment_base(state: &State, mode: Mode, segment: Register) -> u64 {
     match segment {
         Register::FS => state.fs_base,
         Register::GS => state.gs_base,
-        _ => 0,
+        _ if mode == Mode::Long64 => 0,
+        Register::CS => base_of(state.sel.cs),
+        Register::SS => base_of(state.sel.ss),
+        Register::ES => base_of(state.sel.es),
+        _ => base_of(state.sel.ds),
     }
 }
 
@@ -264,15 +281,17 @@ fn fit_one(
     let has_segment = matches!(used.segment(), Register::FS | Register::GS);
     let low_only = mask != u64::MAX || base.is_none() && index.is_none();
     let target = target(case.mode, low_only, bytes, rng);
-    if mask == 0xffff {
+    let base_value = segment_base(&case.state, case.mode, used.segment());
+    if mask == 0xffff && !(DATA - 0x8000..DATA + 0x1000).contains(&base_value) {
         // 64 KiB of offsets reach nothing that is mapped, but a segment base does.
-        if has_segment {
+        if has_segment && case.state.sel.fs == DS_FLAT && case.state.sel.gs == DS_FLAT {
             let offset = effective_address(&case.state, used);
-            set_segment_base(&mut case.state, used.segment(), target.wrapping_sub(offset));
+            let base = target.wrapping_sub(offset) & case.mode.gpr_mask();
+            set_segment_base(&mut case.state, used.segment(), base);
         }
         return;
     }
-    let offset = target.wrapping_sub(segment_base(&case.state, used.segment())) & mask;
+    let offset = target.wrapping_sub(base_value) & mask;
     let is_explicit = (0..encoded.instr.op_count())
         .any(|op| encoded.instr.op_kind(op) == OpKind::Memory)
         && used.base() == encoded.instr.memory_base()
@@ -298,7 +317,7 @@ fn fit_one(
             set_register(case, base, value, mask, rng);
             fixed.push(base);
         }
-        (None, Some(index)) if is_explicit && encoded.offsets.displacement_size() == 4 => {
+        (None, Some(index)) if is_explicit && encoded.offsets.displacement_size() >= 2 => {
             let spare = rng.below(64) * scale;
             let value = offset.wrapping_sub(spare) / scale;
             set_register(case, index, value, mask, rng);
@@ -336,7 +355,8 @@ fn set_displacement(case: &mut Case, encoded: &Encoded, value: u64) {
 
 /// The linear address of an operand as the case has its registers.
 fn linear_address(state: &State, mode: Mode, used: &UsedMemory) -> u64 {
-    let linear = effective_address(state, used).wrapping_add(segment_base(state, used.segment()));
+    let linear =
+        effective_address(state, used).wrapping_add(segment_base(state, mode, used.segment()));
     linear & mode.gpr_mask()
 }
 
@@ -384,10 +404,11 @@ fn set_counts(case: &mut Case, instr: &Instruction, rng: &mut SeededRng) {
     }
 }
 
-/// Where the code can go on: an INT3 in the code pages, far enough from the instruction.
+/// Where the code can go on, as a value of RIP: an INT3 in the code pages, far enough from the
+/// instruction.
 fn code_address(case: &Case, rng: &mut SeededRng) -> u64 {
     loop {
-        let at = CODE + rng.below(REGION_BYTES as u64);
+        let at = code_offset(case.mode, rng.below(REGION_BYTES as u64));
         if at.abs_diff(case.state.rip) > 32 {
             return at;
         }
@@ -419,14 +440,18 @@ fn set_branch(case: &mut Case, encoded: &Encoded, rng: &mut SeededRng) {
         case.code[at..at + size].copy_from_slice(&target.to_le_bytes()[..size]);
         let (at, size) = (encoded.offsets.immediate_offset2(), encoded.offsets.immediate_size2());
         if size == 2 {
-            case.code[at..at + 2].copy_from_slice(&code_selector(rng).to_le_bytes());
+            let selector = code_selector(case, rng);
+            case.code[at..at + 2].copy_from_slice(&selector.to_le_bytes());
         }
     }
 }
 
-fn code_selector(rng: &mut SeededRng) -> u16 {
+fn code_selector(case: &Case, rng: &mut SeededRng) -> u16 {
     match rng.below(8) {
-        0..=3 => CS_32,
+        // Linux loops for ever on 64-bit code with a 16-bit stack segment.
+        _ if !is_32_bit(case.state.sel.ss) => CS_32,
+        0..=2 => CS_32,
+        3 => CS_16,
         4 | 5 => CS_64,
         _ => any_selector(rng),
     }
@@ -440,9 +465,10 @@ fn any_selector(rng: &mut SeededRng) -> u16 {
     const USED: [u16; 6] = [0x08, 0x10, 0x18, 0x20, 0x28, 0x30];
     const EMPTY: [u16; 6] = [0x38, 0x60, 0x68, 0x80, 0x1000, 0xfff8];
     let rpl = if rng.one_in(4) { rng.below(4) as u16 } else { 3 };
-    match rng.below(12) {
+    match rng.below(14) {
         0..=5 => DS_FLAT,
         6 => rng.below(4) as u16,
+        12 | 13 => (rng.below(LDT.len() as u64 + 1) as u16) << 3 | 4 | rpl,
         7 => EMPTY[rng.below(6) as usize] | rpl,
         8 => EMPTY[rng.below(6) as usize] | 4 | rpl,
         _ => USED[rng.below(6) as usize] | rpl,
@@ -542,13 +568,15 @@ fn set_contents(case: &mut Case, instr: &Instruction, memory: &[UsedMemory], rng
         }
     }
     // The stack of a return: where to, and for far returns the selectors and the outer stack.
-    let stack = case.state.gpr[RSP] & case.mode.gpr_mask();
+    let stack = stack_address(case);
     let words: Vec<u64> = match instr.mnemonic() {
         M::Ret if !rng.one_in(8) => vec![code_address(case, rng)],
-        M::Retf if !rng.one_in(8) => vec![code_address(case, rng), u64::from(code_selector(rng))],
+        M::Retf if !rng.one_in(8) => {
+            vec![code_address(case, rng), u64::from(code_selector(case, rng))]
+        }
         M::Iret | M::Iretd | M::Iretq if !rng.one_in(8) => vec![
             code_address(case, rng),
-            u64::from(code_selector(rng)),
+            u64::from(code_selector(case, rng)),
             rng.u64() & ARITHMETIC_FLAGS | 0x202,
             DATA + 0x800 + rng.below(0x1000),
             u64::from(if rng.one_in(4) { any_selector(rng) } else { DS_FLAT }),
@@ -559,6 +587,17 @@ fn set_contents(case: &mut Case, instr: &Instruction, memory: &[UsedMemory], rng
     let bytes: Vec<u8> =
         words.iter().flat_map(|word| word.to_le_bytes()[..size].to_vec()).collect();
     patch(case, stack, &bytes);
+}
+
+/// The linear address of the top of the stack.
+fn stack_address(case: &Case) -> u64 {
+    let pointer = case.state.gpr[RSP];
+    if case.mode == Mode::Long64 {
+        return pointer;
+    }
+    let ss = case.state.sel.ss;
+    let offset = if is_32_bit(ss) { pointer } else { pointer & 0xffff };
+    base_of(ss).wrapping_add(offset) & 0xffff_ffff
 }
 
 /// Bytes of one stack slot that a return instruction pops.
@@ -611,7 +650,7 @@ fn contents(
             );
             if is_far {
                 bytes.resize(size - 2, 0);
-                bytes.extend(code_selector(rng).to_le_bytes());
+                bytes.extend(code_selector(case, rng).to_le_bytes());
             }
             bytes.resize(size, 0);
             bytes
@@ -652,7 +691,7 @@ fn move_to_page_end(case: &mut Case, rng: &mut SeededRng) {
     let cut = if rng.one_in(2) { 0 } else { rng.below(case.code.len() as u64) };
     let kept = case.code.len() - cut as usize;
     case.code.truncate(kept);
-    case.state.rip = end - kept as u64;
+    case.state.rip = end - kept as u64 - code_base(case.mode);
 }
 
 /// A random state of everything.
@@ -661,9 +700,14 @@ fn state(mode: Mode, rng: &mut SeededRng) -> State {
     for reg in &mut state.gpr {
         *reg = values::register(rng) & mode.gpr_mask();
     }
-    if mode == Mode::Compat32 {
+    if mode != Mode::Long64 {
         state.gpr[8..].fill(0);
     }
+    state.rflags = 2 | 0x200 | rng.u64() & ARITHMETIC_FLAGS;
+    if rng.one_in(4) {
+        state.rflags |= DF;
+    }
+    set_segments(&mut state, mode, rng);
     let stack = if mode == Mode::Long64 && rng.one_in(2) { HIGH } else { DATA };
     let offset = match rng.below(16) {
         0 => 4096 - rng.below(32) + 16,
@@ -671,21 +715,46 @@ fn state(mode: Mode, rng: &mut SeededRng) -> State {
         2 => REGION_BYTES as u64 - rng.below(64),
         _ => 256 + rng.below(REGION_BYTES as u64 - 512),
     };
-    state.gpr[RSP] = stack + if rng.one_in(4) { offset } else { offset & !15 };
-    state.rflags = 2 | 0x200 | rng.u64() & ARITHMETIC_FLAGS;
-    if rng.one_in(4) {
-        state.rflags |= DF;
-    }
-    state.sel = Selectors { cs: mode.cs(), ss: DS_FLAT, ds: DS_FLAT, es: DS_FLAT, fs: 0, gs: 0 };
-    if mode == Mode::Compat32 {
-        (state.sel.fs, state.sel.gs) = (DS_FLAT, DS_FLAT);
-    }
-    (state.fs_base, state.gs_base) = (segment_base_value(mode, rng), segment_base_value(mode, rng));
+    let at = stack + if rng.one_in(4) { offset } else { offset & !15 };
+    let base = if mode == Mode::Long64 { 0 } else { base_of(state.sel.ss) };
+    state.gpr[RSP] = at.wrapping_sub(base) & mode.gpr_mask();
     state.fx = fx(rng);
-    if mode == Mode::Compat32 {
+    if mode != Mode::Long64 {
         state.fx.xmm[8..].fill([0; 16]);
     }
     state
+}
+
+fn set_segments(state: &mut State, mode: Mode, rng: &mut SeededRng) {
+    let flat = Selectors { cs: mode.cs(), ss: DS_FLAT, ds: DS_FLAT, es: DS_FLAT, fs: 0, gs: 0 };
+    state.sel = match mode {
+        Mode::Long64 => flat,
+        Mode::Compat32 => Selectors { fs: DS_FLAT, gs: DS_FLAT, ..flat },
+        Mode::Compat16 => {
+            Selectors { cs: CS_16, ss: DS_16, ds: DS_16, es: DS_16, fs: DS_FLAT, gs: DS_FLAT }
+        }
+    };
+    if mode != Mode::Long64 && rng.one_in(4) {
+        // Readable segments of the local table: small ones, read-only ones, expand-down ones, code.
+        const DATA_LIKE: [u16; 8] = [0x07, 0x0f, 0x17, 0x1f, 0x27, 0x2f, 0x3f, 0x4f];
+        const STACK_LIKE: [u16; 5] = [0x0f, 0x17, 0x27, 0x2f, 0x4f];
+        let mut pick = |list: &[u16], or: u16| {
+            if rng.one_in(2) { list[rng.below(list.len() as u64) as usize] } else { or }
+        };
+        state.sel.ds = pick(&DATA_LIKE, state.sel.ds);
+        state.sel.es = pick(&DATA_LIKE, state.sel.es);
+        state.sel.ss = pick(&STACK_LIKE, state.sel.ss);
+        state.sel.fs = pick(&DATA_LIKE, state.sel.fs);
+        state.sel.gs = pick(&[0, 0x4f], state.sel.gs);
+    }
+    let mut base = |selector: u16| {
+        if mode == Mode::Long64 || selector == DS_FLAT {
+            segment_base_value(mode, rng)
+        } else {
+            base_of(selector)
+        }
+    };
+    (state.fs_base, state.gs_base) = (base(state.sel.fs), base(state.sel.gs));
 }
 
 fn segment_base_value(mode: Mode, rng: &mut SeededRng) -> u64 {

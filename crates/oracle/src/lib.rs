@@ -14,21 +14,20 @@ pub mod generate;
 pub mod native;
 pub mod run;
 pub mod state;
+pub mod subject;
 pub mod template;
 pub mod values;
 
-use forms::Coverage;
 use run::{Kind, Unit};
 use state::Mode;
 
-/// Every unit that is compared: the forms, sequences and random bytes, in both modes.
+/// Every unit that is compared: the forms that the interpreter implements, sequences of them and
+/// random bytes, in all modes.
 #[must_use]
 pub fn units() -> Vec<Unit> {
     let mut units = Vec::new();
     for mode in Mode::ALL {
-        let forms = forms::level_v2(mode)
-            .filter(|code| !matches!(forms::coverage(*code, mode), Coverage::Excluded(_)));
-        units.extend(forms.map(|code| Unit { kind: Kind::Single(code), mode }));
+        units.extend(forms::compared(mode).map(|code| Unit { kind: Kind::Single(code), mode }));
         units.extend([Kind::Sequence, Kind::Bytes].map(|kind| Unit { kind, mode }));
     }
     units

@@ -14,8 +14,8 @@ use std::io;
 use std::ptr;
 
 use crate::state::{
-    CODE, Case, DATA, DATA_READ_ONLY, Event, Fx, HIGH, HIGH_READ_ONLY, Mode, Outcome,
-    READ_ONLY_BYTES, REGION_BYTES, REGIONS, Selectors, State, Subject,
+    CODE, Case, DATA, DATA_READ_ONLY, Event, Fx, HIGH, HIGH_READ_ONLY, LDT, Mode, Outcome,
+    READ_ONLY_BYTES, REGION_BYTES, REGIONS, Selectors, State, Subject, base_of,
 };
 use crate::template::Template;
 
@@ -202,6 +202,7 @@ impl Native {
                 libc::mprotect(at as *mut libc::c_void, READ_ONLY_BYTES, libc::PROT_READ)
             })?;
         }
+        fill_ldt()?;
         take_signals()?;
         let mut native = Native { template, frame: first_frame()? };
         native.reset_all();
@@ -259,7 +260,7 @@ pub fn region_holds(at: u64, len: usize) -> bool {
 impl Subject for Native {
     fn run(&mut self, case: &Case) -> Outcome {
         self.reset();
-        self.put(case.state.rip, &case.code);
+        self.put(case.code_address(), &case.code);
         for (at, bytes) in &case.patches {
             self.put(*at, bytes);
         }
@@ -411,6 +412,42 @@ fn alt_stack() -> io::Result<libc::stack_t> {
         check(libc::sigaltstack(ptr::null(), &mut stack))?;
         Ok(stack)
     }
+}
+
+/// Enters [`LDT`] by `modify_ldt`.
+fn fill_ldt() -> io::Result<()> {
+    /// `struct user_desc` of the kernel.
+    #[repr(C)]
+    struct UserDesc {
+        entry_number: u32,
+        base_addr: u32,
+        limit: u32,
+        flags: u32,
+    }
+    const WRITE: libc::c_int = 0x11;
+    for (index, descriptor) in LDT.into_iter().enumerate() {
+        let bit = |bit: u32| (descriptor >> bit & 1) as u32;
+        let contents = (descriptor >> 42 & 3) as u32;
+        // seg_32bit, contents, read_exec_only, limit_in_pages, seg_not_present, useable.
+        let flags = bit(54)
+            | contents << 1
+            | (1 - bit(41)) << 3
+            | bit(55) << 4
+            | (1 - bit(47)) << 5
+            | bit(52) << 6;
+        let entry = UserDesc {
+            entry_number: index as u32,
+            base_addr: base_of(index as u16 * 8 | 7) as u32,
+            limit: (descriptor & 0xffff | descriptor >> 32 & 0xf_0000) as u32,
+            flags,
+        };
+        // SAFETY: the kernel reads one `user_desc` of this size.
+        let result = unsafe {
+            libc::syscall(libc::SYS_modify_ldt, WRITE, &raw const entry, size_of::<UserDesc>())
+        };
+        check(result as libc::c_int)?;
+    }
+    Ok(())
 }
 
 fn take_signals() -> io::Result<()> {

@@ -29,9 +29,73 @@ pub const CS_32: u16 = 0x23;
 /// Selector of flat data: Linux's `__USER_DS`.
 pub const DS_FLAT: u16 = 0x2b;
 
+/// Selector of 16-bit code: [`LDT`].
+pub const CS_16: u16 = 0x07;
+/// Selector of the 16-bit data segment that starts at [`DATA`] and ends behind the read-only page.
+pub const DS_16: u16 = 0x0f;
+
+/// The global descriptor table of Linux (`arch/x86/kernel/cpu/common.c`, `gdt_page`), without the
+/// descriptors behind it that differ from CPU to CPU.
+pub const GDT: [u64; 7] = [
+    0,
+    0x00cf_9b00_0000_ffff, // 32-bit kernel code
+    0x00af_9b00_0000_ffff, // 64-bit kernel code
+    0x00cf_9300_0000_ffff, // kernel data
+    0x00cf_fb00_0000_ffff, // 32-bit user code
+    0x00cf_f300_0000_ffff, // user data
+    0x00af_fb00_0000_ffff, // 64-bit user code
+];
+
+/// The local descriptor table: what 16-bit code needs, and segments with bases, limits and types.
+pub const LDT: [u64; 10] = [
+    descriptor(CODE, 0xffff, 0x0fb),
+    descriptor(DATA, 0x2fff, 0x0f3),
+    descriptor(0, 0xf_ffff, 0xcf3),
+    descriptor(DATA, 0x1fff, 0x4f1),         // read-only
+    descriptor(DATA, 0x0fff, 0x4f7),         // expand down, 32-bit
+    descriptor(DATA, 0x07ff, 0x0f7),         // expand down, 16-bit
+    descriptor(DATA, 0x1fff, 0x473),         // not present
+    descriptor(0, 0xf_ffff, 0xcfb),          // 32-bit code, readable
+    descriptor(0, 0xf_ffff, 0xcf9),          // 32-bit code, execute-only
+    descriptor(DATA + 0x123, 0x0fff, 0x4f3), // small, at an odd address
+];
+
+/// A segment descriptor. `rights` are flags (G, D/B, L, AVL) in bits 8 to 11, then P, DPL, S, type.
+const fn descriptor(base: u64, limit: u64, rights: u64) -> u64 {
+    (limit & 0xffff)
+        | (base & 0xff_ffff) << 16
+        | (rights & 0xff) << 40
+        | (limit >> 16 & 0xf) << 48
+        | (rights >> 8 & 0xf) << 52
+        | (base >> 24 & 0xff) << 56
+}
+
+/// The descriptor that a selector names, if it is one of [`GDT`] or [`LDT`].
+#[must_use]
+pub fn descriptor_of(selector: u16) -> Option<u64> {
+    let index = usize::from(selector >> 3);
+    let table: &[u64] = if selector & 4 == 0 { &GDT } else { &LDT };
+    table.get(index).copied().filter(|descriptor| *descriptor != 0)
+}
+
+/// The base of the segment that a selector names; 0 if it names none.
+#[must_use]
+pub fn base_of(selector: u16) -> u64 {
+    let descriptor = descriptor_of(selector).unwrap_or(0);
+    descriptor >> 16 & 0xff_ffff | descriptor >> 32 & 0xff00_0000
+}
+
+/// True if a selector names a segment with 32-bit stack or code (D/B set).
+#[must_use]
+pub fn is_32_bit(selector: u16) -> bool {
+    descriptor_of(selector).is_some_and(|descriptor| descriptor >> 54 & 1 != 0)
+}
+
 /// The mode that the program runs in. All have CPL 3 under a 64-bit kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
+    /// Compatibility mode with a 16-bit code segment.
+    Compat16,
     /// Compatibility mode with a 32-bit code segment.
     Compat32,
     /// 64-bit mode.
@@ -40,12 +104,13 @@ pub enum Mode {
 
 impl Mode {
     /// All modes, in the order of a run.
-    pub const ALL: [Mode; 2] = [Mode::Long64, Mode::Compat32];
+    pub const ALL: [Mode; 3] = [Mode::Long64, Mode::Compat32, Mode::Compat16];
 
-    /// 32 or 64.
+    /// 16, 32 or 64.
     #[must_use]
     pub const fn bits(self) -> u32 {
         match self {
+            Mode::Compat16 => 16,
             Mode::Compat32 => 32,
             Mode::Long64 => 64,
         }
@@ -55,6 +120,7 @@ impl Mode {
     #[must_use]
     pub const fn cs(self) -> u16 {
         match self {
+            Mode::Compat16 => CS_16,
             Mode::Compat32 => CS_32,
             Mode::Long64 => CS_64,
         }
@@ -64,7 +130,7 @@ impl Mode {
     #[must_use]
     pub const fn gpr_mask(self) -> u64 {
         match self {
-            Mode::Compat32 => 0xffff_ffff,
+            Mode::Compat16 | Mode::Compat32 => 0xffff_ffff,
             Mode::Long64 => u64::MAX,
         }
     }
@@ -204,6 +270,23 @@ pub struct Case {
     /// Data bytes that differ from the template, as address and bytes. They lie in [`DATA`] or
     /// [`HIGH`].
     pub patches: Vec<(u64, Vec<u8>)>,
+}
+
+impl Case {
+    /// Linear address of the first byte of code.
+    #[must_use]
+    pub fn code_address(&self) -> u64 {
+        code_base(self.mode) + self.state.rip
+    }
+}
+
+/// What is added to RIP for a linear address.
+#[must_use]
+pub const fn code_base(mode: Mode) -> u64 {
+    match mode {
+        Mode::Compat16 => CODE,
+        Mode::Compat32 | Mode::Long64 => 0,
+    }
 }
 
 /// Somebody who can run a case: the host CPU or the interpreter.

@@ -1,0 +1,161 @@
+//! `oracle`: compares the interpreter with the host CPU.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use oracle::forms::Coverage;
+use oracle::native;
+use oracle::run::{Kind, Plan, Report, Unit, run};
+use oracle::state::Mode;
+use oracle::subject::Interpreter;
+use oracle::{forms, units};
+
+const USAGE: &str = "\
+usage: oracle [--seed N] [--mode 32|64] [--form NAME]... [--cases N | --case N] [--seconds N] [--list]
+
+  --seed N      names all random numbers (1)
+  --mode BITS   only 32-bit or only 64-bit code
+  --form NAME   only this form: an iced-x86 code name such as add_rm64_r64, `sequence` or `bytes`
+  --cases N     cases per form (200); sequences and random bytes get 100 times as many
+  --case N      only the case with this number
+  --seconds N   go on with new cases until this much time is over
+  --list        print a row for every form, not only for those that stand out
+Exit status: 0 no difference, 1 differences, 2 usage, 3 the host cannot do it.";
+
+/// What the command line asks for.
+struct Options {
+    seed: u64,
+    mode: Option<Mode>,
+    forms: Vec<String>,
+    cases: u64,
+    case: Option<u64>,
+    seconds: Option<u64>,
+    list: bool,
+}
+
+fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
+    let mut options = Options {
+        seed: 1,
+        mode: None,
+        forms: vec![],
+        cases: 200,
+        case: None,
+        seconds: None,
+        list: false,
+    };
+    while let Some(arg) = args.next() {
+        if arg == "--list" {
+            options.list = true;
+            continue;
+        }
+        let value = args.next().ok_or_else(|| format!("{arg}: a value is missing or unknown"))?;
+        let number = || value.parse::<u64>().map_err(|_| format!("{arg} {value}: not a number"));
+        match arg.as_str() {
+            "--seed" => options.seed = number()?,
+            "--cases" => options.cases = number()?,
+            "--case" => options.case = Some(number()?),
+            "--seconds" => options.seconds = Some(number()?),
+            "--form" => options.forms.push(value.to_lowercase()),
+            "--mode" => {
+                let bits = number()?;
+                let mode = Mode::ALL.into_iter().find(|mode| u64::from(mode.bits()) == bits);
+                options.mode = Some(mode.ok_or_else(|| format!("--mode {value}: 32 or 64"))?);
+            }
+            _ => return Err(format!("{arg}: unknown")),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> ExitCode {
+    let options = match parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("oracle: {error}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if let Err(missing) = native::check_host() {
+        eprintln!("oracle: this host cannot be the oracle: it lacks {}", missing.0);
+        return ExitCode::from(3);
+    }
+    let mut chosen = units();
+    chosen.retain(|unit| options.mode.is_none_or(|mode| unit.mode == mode));
+    if !options.forms.is_empty() {
+        chosen.retain(|unit| options.forms.contains(&unit.name()));
+    }
+    if chosen.is_empty() {
+        eprintln!("oracle: no such form in that mode: {}", options.forms.join(" "));
+        return ExitCode::from(2);
+    }
+    let plan = Plan {
+        seed: options.seed,
+        units: chosen,
+        first: options.case.unwrap_or(0),
+        cases: if options.case.is_some() { 1 } else { options.cases },
+        only_one: options.case.is_some(),
+        soak: options.seconds.map(Duration::from_secs),
+    };
+    match run(&plan, Interpreter::new) {
+        Ok(report) => {
+            print_summary(&plan, &report, options.list);
+            if report.counts.iter().any(|count| count.different > 0) {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            }
+        }
+        Err(error) => {
+            eprintln!("oracle: {error}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+/// Rows for what stands out, the forms that are not covered with their reasons, and the totals.
+fn print_summary(plan: &Plan, report: &Report, list: bool) {
+    println!("{:<36} {:>4} {:>9} {:>9} {:>9}", "form", "mode", "cases", "completed", "different");
+    for (unit, count) in plan.units.iter().zip(&report.counts) {
+        if list || count.different > 0 || count.cases == 0 {
+            println!(
+                "{:<36} {:>4} {:>9} {:>9} {:>9}",
+                unit.name(),
+                unit.mode.bits(),
+                count.cases,
+                count.completed,
+                count.different
+            );
+        }
+    }
+    if list {
+        print_excluded();
+    }
+    let sum = |field: fn(&oracle::run::Count) -> u64| report.counts.iter().map(field).sum::<u64>();
+    let singles = plan.units.iter().filter(|unit| matches!(unit.kind, Kind::Single(_))).count();
+    let cases = sum(|count| count.cases);
+    println!(
+        "{singles} forms, {cases} cases, {} completed, {} different, {:.1} s, {:.0} cases/s",
+        sum(|count| count.completed),
+        sum(|count| count.different),
+        report.elapsed.as_secs_f64(),
+        cases as f64 / report.elapsed.as_secs_f64()
+    );
+}
+
+fn print_excluded() {
+    println!("not covered:");
+    for unit in Mode::ALL.into_iter().flat_map(|mode| {
+        forms::level_v2(mode).map(move |code| Unit { kind: Kind::Single(code), mode })
+    }) {
+        let Kind::Single(code) = unit.kind else { continue };
+        match forms::coverage(code, unit.mode) {
+            Coverage::Full => {}
+            Coverage::FaultOnly => {
+                println!("  {} {}: only its fault at CPL 3", unit.name(), unit.mode.bits());
+            }
+            Coverage::Excluded(reason) => {
+                println!("  {} {}: {reason}", unit.name(), unit.mode.bits());
+            }
+        }
+    }
+}
