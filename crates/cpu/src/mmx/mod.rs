@@ -1,8 +1,9 @@
 //! MMX, and the SSE forms that touch MMX registers.
 //!
-//! MM0 to MM7 are the significands of the x87's physical registers. Every instruction here (but
-//! EMMS) sets TOP to 0 and marks all registers full; a write also sets sign and exponent to ones.
-//! A pending x87 exception is raised first. The lanes' arithmetic is that of `sse::integer`.
+//! MM0 to MM7 are the significands of the x87's physical registers. Every instruction here sets
+//! TOP to 0 and (but for EMMS) marks all registers full; a write also sets sign and exponent to ones.
+//! A pending x87 exception is raised first; the x87 has left by the time that #XM or a fault in
+//! MASKMOVQ is raised. The lanes' arithmetic is that of `sse::integer`.
 
 use x86::iced::Code;
 
@@ -189,16 +190,16 @@ macro_rules! to_mm {
             |cpu, _, op| {
                 cpu.raise_pending_x87()?;
                 let b = xmm(cpu, op, 1);
-                let result = compute(cpu, |fp| $f(fp, b))?;
                 enter(cpu);
+                let result = compute(cpu, |fp| $f(fp, b))?;
                 set_mm(cpu, op, 0, result);
                 Ok(())
             },
             |cpu, env, op| {
                 cpu.raise_pending_x87()?;
                 let b = <$width>::fetch(cpu, env, op)?;
-                let result = compute(cpu, |fp| $f(fp, b))?;
                 enter(cpu);
+                let result = compute(cpu, |fp| $f(fp, b))?;
                 set_mm(cpu, op, 0, result);
                 Ok(())
             },
@@ -217,14 +218,14 @@ fn store_mm(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
 fn maskmovq(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     cpu.raise_pending_x87()?;
     let (value, mask) = (mm(cpu, op, 1), mm(cpu, op, 2));
-    masked_store(cpu, env, op, value, mask)?;
     enter(cpu);
-    Ok(())
+    masked_store(cpu, env, op, value, mask)
 }
 
-/// EMMS: all registers empty; TOP stays.
+/// EMMS: all registers empty, TOP 0.
 fn emms(cpu: &mut Cpu, _: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
     cpu.raise_pending_x87()?;
+    cpu.x87.set_top(0);
     cpu.x87.full = 0;
     Ok(())
 }
@@ -266,8 +267,8 @@ fn movdq2q(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
 /// Two integers into the low lanes, the high lanes kept.
 fn cvtpi2ps(cpu: &mut Cpu, op: &Op, b: u128) -> Result<(), Fault> {
     let a = xmm(cpu, op, 0);
-    let result = compute(cpu, |fp: &mut FpEnv| float::cvtpi2ps(fp, a, b))?;
     enter(cpu);
+    let result = compute(cpu, |fp: &mut FpEnv| float::cvtpi2ps(fp, a, b))?;
     set_xmm(cpu, op, 0, result);
     Ok(())
 }
@@ -287,8 +288,8 @@ fn cvtpi2ps_mem(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> 
 fn cvtpi2pd_reg(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     cpu.raise_pending_x87()?;
     let b = mm(cpu, op, 1);
-    let result = compute(cpu, |fp| float::cvtdq2pd(fp, b))?;
     enter(cpu);
+    let result = compute(cpu, |fp| float::cvtdq2pd(fp, b))?;
     set_xmm(cpu, op, 0, result);
     Ok(())
 }

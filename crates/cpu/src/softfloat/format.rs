@@ -141,6 +141,12 @@ impl Parts {
         Parts { sign, exp: Parts::SPECIAL, sig: 1 << 63 }
     }
 
+    /// A NaN.
+    #[must_use]
+    pub fn is_nan(&self) -> bool {
+        self.exp == Parts::SPECIAL && self.sig << 1 != 0
+    }
+
     /// The biased exponent field for a format with this bias and largest field.
     #[inline]
     fn field(&self, bias: i32, special: u32) -> u32 {

@@ -601,13 +601,14 @@ pub(crate) fn masked_store(
     }
     // The operand is at rDI, which the decoder leaves to the instruction.
     let op = &Op { base: 7, ..*op };
-    let first = chosen.trailing_zeros();
-    let span = 16 - chosen.leading_zeros() - first;
-    let linear = cpu.linear(op, first + span, true)?;
+    let (first, last) = (chosen.trailing_zeros(), 15 - chosen.leading_zeros());
+    let linear = cpu.linear(op, last + 1, true)?;
     let at = |cpu: &Cpu, byte: u32| cpu.wrap(linear.wrapping_add(u64::from(byte)));
     let stack = op.has(Op::STACK);
-    let start = at(cpu, first);
-    cpu.check_store(env, start, span, stack)?;
+    // A fault's address is that of the operand, unless no byte of its first page is stored.
+    let from = if (linear ^ at(cpu, first)) >> 12 == 0 { 0 } else { first };
+    let start = at(cpu, from);
+    cpu.check_store(env, start, last + 1 - from, stack)?;
     for byte in (0..16).filter(|byte| chosen >> byte & 1 != 0) {
         let to = at(cpu, byte);
         cpu.store_linear(env, to, (value >> (8 * byte)) as u8, stack)?;

@@ -170,8 +170,12 @@ impl X87State {
         }
     }
 
-    /// FCOM and its like: C3, C2, C0.
+    /// FCOM and its like: C3, C2, C0. An empty register makes them "unordered" even if the invalid
+    /// operation is unmasked; a NaN only if it is masked.
     pub(super) fn compare(&mut self, other: Option<Unpacked>, quiet_invalid: bool, pops: u8) {
+        if self.is_empty(0) || other.is_none() {
+            self.set_codes(C3 | C2 | C0);
+        }
         if let Some(order) = self.order(other, quiet_invalid) {
             self.set_codes(match order {
                 Ordering::Greater => 0,
@@ -242,7 +246,6 @@ impl X87State {
 
     /// FCMOVcc.
     pub(super) fn move_if(&mut self, i: u8, condition: bool) {
-        self.set_c1(false);
         if self.is_empty(0) || self.is_empty(i) {
             if self.stack_underflow() {
                 self.put(0, F80::DEFAULT_NAN);
@@ -261,7 +264,8 @@ impl X87State {
         });
     }
 
-    /// FPREM and FPREM1: the quotient's low bits go to C0 (bit 2), C3 (bit 1) and C1 (bit 0).
+    /// FPREM and FPREM1: the quotient's low bits go to C0 (bit 2), C3 (bit 1) and C1 (bit 0). A NaN
+    /// leaves C0 and C3 alone.
     pub(super) fn remainder(&mut self, mode: RemainderMode) {
         let (Some(a), Some(b)) = (self.operand(0), self.operand(1)) else {
             if self.stack_underflow() {
@@ -275,6 +279,10 @@ impl X87State {
             return;
         }
         self.put(0, F80::pack(value));
+        if value.is_nan() {
+            self.set_c2(false);
+            return;
+        }
         let bits = quotient.unwrap_or(0);
         let code = |bit: u64, code: u16| if bits >> bit & 1 != 0 { code } else { 0 };
         let incomplete = if quotient.is_none() { C2 } else { 0 };
@@ -306,6 +314,7 @@ impl X87State {
 
     /// FSIN and FCOS; C2 if the argument is too large.
     pub(super) fn trig(&mut self, function: Trig) {
+        self.set_c2(false);
         let Some(a) = self.operand(0) else {
             if self.stack_underflow() {
                 self.put(0, F80::DEFAULT_NAN);
@@ -324,6 +333,7 @@ impl X87State {
 
     /// FPTAN and FSINCOS: a result, and another that is pushed.
     pub(super) fn trig_pair(&mut self, function: Trig, pushed: Trig) {
+        self.set_c2(false);
         let Some(a) = self.operand_with_room() else { return };
         let mut env = self.env();
         let result = transcendental::trig(&mut env, function, &a);

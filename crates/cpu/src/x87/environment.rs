@@ -98,7 +98,7 @@ impl Layout {
 pub(super) fn fnstenv(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, wide: bool) -> Result<(), Fault> {
     let layout = Layout::of(cpu, wide);
     let image = layout.encode(&cpu.x87);
-    store_image(cpu, env, op, &image)?;
+    store_image(cpu, env, op, &image, wide)?;
     cpu.x87.set_control(cpu.x87.control | 0x3f);
     Ok(())
 }
@@ -108,7 +108,7 @@ pub(super) fn fldenv(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, wide: bool) -> R
     let layout = Layout::of(cpu, wide);
     let mut image = [0; 28];
     let image = &mut image[..layout.len()];
-    load_image(cpu, env, op, image)?;
+    load_image(cpu, env, op, image, wide)?;
     layout.decode(image, &mut cpu.x87);
     Ok(())
 }
@@ -119,7 +119,7 @@ pub(super) fn fnsave(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, wide: bool) -> R
     for i in 0..8 {
         image.extend_from_slice(&cpu.x87.st(i).to_bits().to_le_bytes()[..10]);
     }
-    store_image(cpu, env, op, &image)?;
+    store_image(cpu, env, op, &image, wide)?;
     cpu.x87.init();
     Ok(())
 }
@@ -129,7 +129,7 @@ pub(super) fn frstor(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, wide: bool) -> R
     let layout = Layout::of(cpu, wide);
     let mut image = [0; 108];
     let image = &mut image[..layout.len() + 80];
-    load_image(cpu, env, op, image)?;
+    load_image(cpu, env, op, image, wide)?;
     let (environment, registers) = image.split_at(layout.len());
     layout.decode(environment, &mut cpu.x87);
     let top = cpu.x87.top();
@@ -143,14 +143,53 @@ pub(super) fn frstor(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, wide: bool) -> R
     Ok(())
 }
 
-fn store_image(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, image: &[u8]) -> Result<(), Fault> {
+/// Stores an image word by word, so that alignment is checked as for its words.
+fn store_image(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    op: &Op,
+    image: &[u8],
+    wide: bool,
+) -> Result<(), Fault> {
     let linear = cpu.linear(op, image.len() as u32, true)?;
-    cpu.write_bytes(env, linear, image, op.has(Op::STACK))
+    let stack = op.has(Op::STACK);
+    cpu.check_store(env, linear, image.len() as u32, stack)?;
+    let at = |cpu: &Cpu, offset: usize| cpu.wrap(linear.wrapping_add(offset as u64));
+    let (halves, _) = image.as_chunks::<2>();
+    let (words, _) = image.as_chunks::<4>();
+    if wide {
+        for (n, word) in words.iter().enumerate() {
+            let to = at(cpu, 4 * n);
+            cpu.store_linear(env, to, u32::from_le_bytes(*word), stack)?;
+        }
+    } else {
+        for (n, half) in halves.iter().enumerate() {
+            let to = at(cpu, 2 * n);
+            cpu.store_linear(env, to, u16::from_le_bytes(*half), stack)?;
+        }
+    }
+    Ok(())
 }
 
-fn load_image(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, image: &mut [u8]) -> Result<(), Fault> {
+fn load_image(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    op: &Op,
+    image: &mut [u8],
+    wide: bool,
+) -> Result<(), Fault> {
     let linear = cpu.linear(op, image.len() as u32, false)?;
-    cpu.read_bytes(env, linear, image, op.has(Op::STACK))
+    let stack = op.has(Op::STACK);
+    let at = |cpu: &Cpu, offset: usize| cpu.wrap(linear.wrapping_add(offset as u64));
+    for (n, bytes) in image.chunks_exact_mut(if wide { 4 } else { 2 }).enumerate() {
+        let from = at(cpu, n * bytes.len());
+        if wide {
+            bytes.copy_from_slice(&cpu.load_linear::<u32>(env, from, stack)?.to_le_bytes());
+        } else {
+            bytes.copy_from_slice(&cpu.load_linear::<u16>(env, from, stack)?.to_le_bytes());
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn fldcw(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {

@@ -456,9 +456,9 @@ pub(crate) const FORMS: &[Form] = &[
     x87!(Fcos, |x87, _| x87.trig(Trig::Cos)),
     x87!(Fsincos, |x87, _| x87.trig_pair(Trig::Sin, Trig::Cos)),
     x87!(Fptan, |x87, _| x87.trig_pair(Trig::Tan, Trig::Tan)),
-    x87!(Ffree_sti, |x87, op| x87.free(op.r[0])),
+    x87!(Ffree_sti, |x87, op| x87.release(op.r[0])),
     x87!(Ffreep_sti, |x87, op| {
-        x87.free(op.r[0]);
+        x87.release(op.r[0]);
         x87.pop();
     }),
     x87!(Fincstp, |x87, _| {

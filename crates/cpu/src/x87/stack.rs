@@ -75,6 +75,12 @@ impl X87State {
         self.full &= !(1 << self.physical(i));
     }
 
+    /// FFREE.
+    pub(super) fn release(&mut self, i: u8) {
+        self.set_c1(false);
+        self.free(i);
+    }
+
     pub(super) fn pop(&mut self) {
         self.free(0);
         self.set_top(self.top().wrapping_add(1));
