@@ -331,6 +331,8 @@ fn register_number(register: Register) -> u8 {
             register as u8 - Register::AH as u8 + Op::HIGH_BYTE
         }
         _ if register.is_segment_register() => segment_index(register) as u8,
+        // iced numbers SPL to R15L from 8 on.
+        _ if register.is_gpr8() => register.full_register().number() as u8,
         _ => register.number() as u8,
     }
 }

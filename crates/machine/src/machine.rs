@@ -153,6 +153,12 @@ impl Machine {
         self.board.console_room(console)
     }
 
+    /// Counts of what the CPU's caches did, for benchmarks.
+    #[must_use]
+    pub fn cpu_stats(&self) -> cpu::CpuStats {
+        self.cpu.stats()
+    }
+
     /// The CPU's state, to look at.
     #[must_use]
     pub fn cpu_state(&self) -> CpuState {
