@@ -7,7 +7,7 @@
 //!   while its registers hold the initial values (MXCSR does not count).
 //! - FXSAVE stores and FXRSTOR loads SSE state whether or not CR4.OSFXSR is set.
 //! - Reserved bytes between the fields are stored as zero; from byte 416 on (outside 64-bit mode from
-//!   byte 288) FXSAVE stores nothing, and only stored bytes have to be accessible.
+//!   byte 288) FXSAVE stores nothing. The whole operand has to be accessible all the same.
 
 use x86::iced::Code;
 use x86::{Cr4, cpuid};
@@ -59,11 +59,6 @@ impl Area {
 
     fn at(&self, cpu: &Cpu, offset: u64) -> u64 {
         cpu.wrap(self.linear.wrapping_add(offset))
-    }
-
-    /// Bytes that the registers take.
-    fn register_bytes(&self) -> u32 {
-        XMM_AT as u32 + 16 * self.xmm_count as u32
     }
 
     fn store<T: mem::Pod>(
@@ -149,13 +144,14 @@ impl Area {
 
 fn fxsave(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, wide: bool) -> Result<(), Fault> {
     let area = Area::of(cpu, op, HEADER_AT as u32, 16, true, wide)?;
-    cpu.check_store(env, area.linear, area.register_bytes(), area.stack)?;
+    cpu.check_store(env, area.linear, HEADER_AT as u32, area.stack)?;
     area.store_x87(cpu, env)?;
     area.store_sse(cpu, env)
 }
 
 fn fxrstor(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, wide: bool) -> Result<(), Fault> {
     let area = Area::of(cpu, op, HEADER_AT as u32, 16, false, wide)?;
+    let _: u8 = area.load(cpu, env, HEADER_AT - 1)?; // the whole operand has to be accessible
     let x87 = area.load_x87(cpu, env)?;
     let xmm = area.load_xmm(cpu, env)?;
     let mxcsr = area.load_mxcsr(cpu, env)?;
@@ -201,6 +197,7 @@ fn xsave(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, wide: bool) -> Result<(), Fa
 fn xrstor(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, wide: bool) -> Result<(), Fault> {
     let components = requested(cpu)?;
     let area = Area::of(cpu, op, AREA_BYTES, 64, false, wide)?;
+    let _: u8 = area.load(cpu, env, 0)?; // the whole operand has to be accessible
     let state: u64 = area.load(cpu, env, HEADER_AT)?;
     let compaction: u64 = area.load(cpu, env, HEADER_AT + 8)?;
     let reserved: u64 = area.load(cpu, env, HEADER_AT + 16)?;

@@ -115,7 +115,7 @@ impl X87State {
 
     /// FLD ST(i).
     pub(super) fn load_register(&mut self, i: u8) {
-        if self.is_empty(7) && self.is_empty(i) {
+        if self.is_empty(i) {
             if self.stack_underflow() {
                 self.push(F80::DEFAULT_NAN);
             }
@@ -153,8 +153,13 @@ impl X87State {
             return Prepared { value, env, underflow: true };
         }
         let value = convert(&mut env, self.st(0));
-        // Overflow and underflow, too, keep an unmasked exception's result from memory.
+        // Overflow and underflow, too, keep an unmasked exception's result from memory. It is not
+        // rounded then.
         let stops = env.flags & !env.masked & !flag::PE != 0;
+        if stops {
+            env.flags &= !flag::PE;
+            env.rounded_up = false;
+        }
         Prepared { value: (!stops).then_some(value), env, underflow: false }
     }
 
@@ -170,35 +175,29 @@ impl X87State {
         }
     }
 
-    /// FCOM and its like: C3, C2, C0. An empty register makes them "unordered" even if the invalid
-    /// operation is unmasked; a NaN only if it is masked.
+    /// FCOM and its like: C3, C2, C0. An unmasked exception keeps the pops from happening, not the
+    /// codes.
     pub(super) fn compare(&mut self, other: Option<Unpacked>, quiet_invalid: bool, pops: u8) {
-        if self.is_empty(0) || other.is_none() {
-            self.set_codes(C3 | C2 | C0);
-        }
-        if let Some(order) = self.order(other, quiet_invalid) {
-            self.set_codes(match order {
-                Ordering::Greater => 0,
-                Ordering::Less => C0,
-                Ordering::Equal => C3,
-                Ordering::Unordered => C3 | C2 | C0,
-            });
+        let Compared { order, goes_on } = self.order(other, quiet_invalid);
+        self.set_codes(match order {
+            Ordering::Greater => 0,
+            Ordering::Less => C0,
+            Ordering::Equal => C3,
+            Ordering::Unordered => C3 | C2 | C0,
+        });
+        if goes_on {
             self.pop_times(pops);
         }
     }
 
-    /// The order of ST(0) and `other`; `None` if an exception leaves everything as it was.
-    pub(super) fn order(
-        &mut self,
-        other: Option<Unpacked>,
-        quiet_invalid: bool,
-    ) -> Option<Ordering> {
+    /// The order of ST(0) and `other`. An empty register is unordered.
+    pub(super) fn order(&mut self, other: Option<Unpacked>, quiet_invalid: bool) -> Compared {
         let (Some(a), Some(b)) = (self.operand(0), other) else {
-            return self.stack_underflow().then_some(Ordering::Unordered);
+            return Compared { order: Ordering::Unordered, goes_on: self.stack_underflow() };
         };
         let mut env = self.env();
         let order = sf::compare_unpacked(&mut env, &a, &b, quiet_invalid);
-        self.finish(&env).then_some(order)
+        Compared { order, goes_on: self.finish(&env) }
     }
 
     /// FXAM: the class of ST(0), and its sign in C1 even if it is empty.
@@ -264,9 +263,20 @@ impl X87State {
         });
     }
 
+    /// FSTP as D9 D8: an empty register is popped without a fault or a store.
+    pub(super) fn store_register_unchecked(&mut self, i: u8) {
+        if self.is_empty(0) {
+            self.set_c1(false);
+            self.pop();
+        } else {
+            self.store_register(i, true);
+        }
+    }
+
     /// FPREM and FPREM1: the quotient's low bits go to C0 (bit 2), C3 (bit 1) and C1 (bit 0). A NaN
     /// leaves C0 and C3 alone.
     pub(super) fn remainder(&mut self, mode: RemainderMode) {
+        self.set_c2(false);
         let (Some(a), Some(b)) = (self.operand(0), self.operand(1)) else {
             if self.stack_underflow() {
                 self.put(0, F80::DEFAULT_NAN);
@@ -280,7 +290,6 @@ impl X87State {
         }
         self.put(0, F80::pack(value));
         if value.is_nan() {
-            self.set_c2(false);
             return;
         }
         let bits = quotient.unwrap_or(0);
@@ -365,6 +374,13 @@ impl X87State {
         }
         None
     }
+}
+
+/// What a comparison found.
+pub(super) struct Compared {
+    pub(super) order: Ordering,
+    /// No unmasked exception: pops take place.
+    pub(super) goes_on: bool,
 }
 
 /// A store to memory, computed but not yet done.

@@ -123,8 +123,9 @@ macro_rules! compare_flags {
             cpu.raise_pending_x87()?;
             note_instruction(cpu, op);
             let other = cpu.x87.operand(op.r[1]);
-            if let Some(order) = cpu.x87.order(other, $quiet_invalid) {
-                set_order(cpu, order);
+            let compared = cpu.x87.order(other, $quiet_invalid);
+            set_order(cpu, compared.order);
+            if compared.goes_on {
                 cpu.x87.pop_times(u8::from($pop));
             }
             Ok(())
@@ -168,8 +169,9 @@ macro_rules! store_mem {
             cpu.raise_pending_x87()?;
             let convert: fn(&mut FpEnv, F80) -> $width = $convert;
             let prepared = cpu.x87.prepare_store($indefinite, convert);
-            if let Some(value) = prepared.value {
-                cpu.store(env, op, value)?;
+            match prepared.value {
+                Some(value) => cpu.store(env, op, value)?,
+                None => check_operand(cpu, env, op, size_of::<$width>() as u32)?,
             }
             note_operand(cpu, op);
             cpu.x87.commit_store(&prepared, $pop);
@@ -210,20 +212,30 @@ fn store_80(
 ) -> Result<(), Fault> {
     cpu.raise_pending_x87()?;
     let prepared = cpu.x87.prepare_store(indefinite, convert);
-    if let Some(value) = prepared.value {
-        let linear = cpu.linear(op, 10, true)?;
-        let stack = op.has(Op::STACK);
-        if crosses_page(linear) {
-            cpu.write_bytes(env, linear, &value.to_le_bytes()[..10], stack)?;
-        } else {
-            // Where the first store may go, the second may.
-            cpu.store_linear(env, linear, value as u64, stack)?;
-            cpu.store_linear(env, linear.wrapping_add(8), (value >> 64) as u16, stack)?;
-        }
+    let Some(value) = prepared.value else {
+        check_operand(cpu, env, op, 10)?;
+        note_operand(cpu, op);
+        cpu.x87.commit_store(&prepared, true);
+        return Ok(());
+    };
+    let linear = cpu.linear(op, 10, true)?;
+    let stack = op.has(Op::STACK);
+    if crosses_page(linear) {
+        cpu.write_bytes(env, linear, &value.to_le_bytes()[..10], stack)?;
+    } else {
+        // Where the first store may go, the second may.
+        cpu.store_linear(env, linear, value as u64, stack)?;
+        cpu.store_linear(env, linear.wrapping_add(8), (value >> 64) as u16, stack)?;
     }
     note_operand(cpu, op);
     cpu.x87.commit_store(&prepared, true);
     Ok(())
+}
+
+/// An operand that an unmasked exception keeps from being stored has to be accessible all the same.
+fn check_operand(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, len: u32) -> Result<(), Fault> {
+    let linear = cpu.linear(op, len, true)?;
+    cpu.check_store(env, linear, len, op.has(Op::STACK))
 }
 
 fn crosses_page(linear: u64) -> bool {
@@ -429,7 +441,7 @@ pub(crate) const FORMS: &[Form] = &[
     x87!(Fstp_sti, |x87, op| x87.store_register(op.r[0], true)),
     x87!(Fstp_sti_DFD0, |x87, op| x87.store_register(op.r[0], true)),
     x87!(Fstp_sti_DFD8, |x87, op| x87.store_register(op.r[0], true)),
-    x87!(Fstpnce_sti, |x87, op| x87.store_register(op.r[0], true)),
+    x87!(Fstpnce_sti, |x87, op| x87.store_register_unchecked(op.r[0])),
     x87!(Fxch_st0_sti, |x87, op| x87.exchange(op.r[1])),
     x87!(Fxch_st0_sti_DDC8, |x87, op| x87.exchange(op.r[1])),
     x87!(Fxch_st0_sti_DFC8, |x87, op| x87.exchange(op.r[1])),

@@ -1,9 +1,9 @@
 //! FSIN, FCOS, FSINCOS, FPTAN, FPATAN, F2XM1, FYL2X, FYL2XP1.
 //!
 //! Each computes with 128 significant bits ([`Wide`]) and rounds once, so results are the nearest
-//! numbers but for about one in 2^45, where the error is a hair over half a unit in the last place. Arguments
-//! of trigonometric functions are reduced by the true value of pi (256 bits of 2/pi), where Intel's
-//! use a pi of 66 bits: near multiples of pi ours are the better ones.
+//! numbers but for about one in 2^45, where the error is a hair over half a unit in the last place.
+//! Arguments of trigonometric functions are reduced by the pi of 66 bits that the manual documents
+//! and CPUs use, not by the true one.
 //!
 //! What the SDM leaves undefined: F2XM1 beyond -1 to 1 leaves its operand as it is (an infinity
 //! gives -1 or itself); FYL2XP1 takes every argument above -1 and is invalid from -1 down.
@@ -15,9 +15,9 @@ const LN_2: Wide = Wide::new(-1, 0xb172_17f7_d1cf_79ab_c9e3_b398_03f2_f6af);
 const LOG2_E: Wide = Wide::new(0, 0xb8aa_3b29_5c17_f0bb_be87_fed0_691d_3e88);
 const PI: Wide = Wide::new(1, 0xc90f_daa2_2168_c234_c4c6_628b_80dc_1cd1);
 
-/// The fraction bits of 2/pi, lowest limb first.
-const TWO_OVER_PI: [u64; 4] =
-    [0xfe51_63ab_debb_c561, 0xdb62_9599_3c43_9041, 0xfc27_57d1_f534_ddc0, 0xa2f9_836e_4e44_1529];
+/// Half of the pi that arguments are reduced by: 66 significant bits, in units of 2^-67 (SDM volume
+/// 1, 8.3.8).
+const HALF_PI: u128 = 0xc_90fd_aa22_168c_234c;
 
 /// The arctangents of k/8, k = 1 to 8.
 const ATAN_EIGHTHS: [Wide; 8] = [
@@ -66,51 +66,28 @@ pub(super) fn trig(env: &mut FpEnv, function: Trig, x: &Unpacked) -> Option<Part
     Some(Wide { sign, ..value }.round(env, EXTENDED, false))
 }
 
-/// `|x| = quadrant * pi/2 + reduced`, `reduced` within pi/4 of zero; of the quadrant only the two
-/// lowest bits count.
+/// `|x| = quadrant * pi/2 + reduced`, `reduced` within pi/4 of zero and exact; of the quadrant only
+/// the two lowest bits count.
 fn reduce(x: &Unpacked) -> (u64, Wide) {
     if x.exp < -1 {
         return (0, Wide::from_unpacked(x).magnitude());
     }
-    // |x| * 2/pi as a fixed-point number: 320 fraction bits, the integer in limb 5. Bits of 2/pi
-    // beyond the 256th would change the fraction by less than 2^-192; it is never below 2^-72.
-    let mut limbs = [0u64; 6];
-    let mut carry = 0u128;
-    for (limb, factor) in limbs.iter_mut().zip(TWO_OVER_PI) {
-        carry += u128::from(factor) * u128::from(x.sig);
-        *limb = carry as u64;
-        carry >>= 64;
-    }
-    limbs[4] = carry as u64;
-    let shift = (x.exp + 1) as u32;
-    if shift > 0 {
-        for i in (1..6).rev() {
-            limbs[i] = limbs[i] << shift | limbs[i - 1] >> (64 - shift);
+    // |x| in units of 2^-67 is the significand shifted by 3 to 66 places: long division.
+    let (mut quadrant, mut rest) = (0u64, u128::from(x.sig));
+    for _ in 0..x.exp + 4 {
+        rest <<= 1;
+        quadrant <<= 1;
+        if rest >= HALF_PI {
+            rest -= HALF_PI;
+            quadrant |= 1;
         }
-        limbs[0] <<= shift;
     }
-    let mut quadrant = limbs[5];
-    let above_half = limbs[4] >> 63 != 0;
+    let above_half = rest << 1 > HALF_PI;
     if above_half {
         quadrant = quadrant.wrapping_add(1);
-        let mut carry = true;
-        for limb in &mut limbs[..5] {
-            (*limb, carry) = (!*limb).overflowing_add(u64::from(carry));
-        }
+        rest = HALF_PI - rest;
     }
-    let pair = |high: usize| u128::from(limbs[high]) << 64 | u128::from(limbs[high - 1]);
-    let fraction = if limbs[4] != 0 {
-        let shift = limbs[4].leading_zeros();
-        let next = u128::from(limbs[2]) << 64 >> (128 - shift.max(1));
-        let sig = if shift == 0 { pair(4) } else { pair(4) << shift | next };
-        Wide { sign: above_half, exp: -1 - shift as i32, sig }
-    } else {
-        let shift = limbs[3].leading_zeros();
-        let next = u128::from(limbs[1]) << 64 >> (128 - shift.max(1));
-        let sig = if shift == 0 { pair(3) } else { pair(3) << shift | next };
-        Wide { sign: above_half, exp: -65 - shift as i32, sig }
-    };
-    (quadrant, fraction.mul(PI.scaled(-1)))
+    (quadrant, Wide::normalized(above_half, 127 - 67, rest))
 }
 
 /// The sine of `quarters * pi/2 + r`.

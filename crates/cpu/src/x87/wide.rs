@@ -30,7 +30,8 @@ impl Wide {
         Wide::normalized(value < 0, 127, u128::from(value.unsigned_abs()))
     }
 
-    fn normalized(sign: bool, exp: i32, sig: u128) -> Wide {
+    /// `sig * 2^(exp - 127)` for any `sig`.
+    pub(super) fn normalized(sign: bool, exp: i32, sig: u128) -> Wide {
         if sig == 0 {
             return Wide::ZERO;
         }
