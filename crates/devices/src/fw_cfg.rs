@@ -212,6 +212,7 @@ mod tests {
         let mut restored = FwCfg::new(1 << 20).restore(state).unwrap();
         assert_eq!(restored.port_read(0x511, 1), Some(u32::from(b'M')));
         assert_eq!(restored.port_read(0x511, 4), Some(u32::from(b'U')));
+        assert!(FwCfg::new(1 << 20).restore(restored.state()).is_ok(), "it stops at the end");
         assert!(FwCfg::new(1 << 20).restore(FwCfgState { offset: 5, ..state }).is_err());
     }
 }

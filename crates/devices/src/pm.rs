@@ -210,6 +210,8 @@ mod tests {
         pm.port_write(0, PORT_PM1A_EVENT + 2, 2, 0xffff).unwrap();
         assert!(pm.irq_level());
         assert_eq!(pm.port_read(0, PORT_PM1A_EVENT, 4), Some(0x0121_0100));
+        pm.port_write(0, PORT_PM1A_EVENT, 2, 0x0021).unwrap();
+        assert!(pm.irq_level(), "other bits were cleared");
         pm.port_write(0, PORT_PM1A_EVENT, 2, 0x0100).unwrap();
         assert!(!pm.irq_level());
     }

@@ -110,6 +110,7 @@ mod tests {
         let reset = Some(Some(PowerRequest::Reset));
         assert_eq!(ports.port_write(PORT_RESET, RESET_VALUE), reset);
         assert_eq!(ports.port_read(PORT_RESET), Some(RESET_VALUE));
+        assert_eq!(ports.port_write(PORT_RESET, RESET_VALUE), Some(None), "it did not rise");
     }
 
     #[test]

@@ -397,6 +397,25 @@ mod tests {
     }
 
     #[test]
+    fn the_ring_indicator_reports_its_trailing_edge() {
+        let mut uart = Uart::new();
+        uart.write(MCR, 0x14);
+        uart.read(MSR);
+        uart.write(IER, 8);
+        uart.write(MCR, 0x10);
+        assert_eq!((uart.read(IIR), uart.read(MSR), uart.read(IIR)), (0, 0x04, 1));
+    }
+
+    #[test]
+    fn turning_the_fifo_on_or_off_empties_it() {
+        let mut uart = Uart::new();
+        uart.write(FCR, 1);
+        uart.handle_rx(b"ab");
+        uart.write(FCR, 0);
+        assert_eq!((uart.read(LSR), uart.read(IIR)), (0x60, 1));
+    }
+
+    #[test]
     fn divisor_latch_hides_data_and_interrupt_enable() {
         let mut uart = Uart::new();
         uart.write(LCR, 0x83);

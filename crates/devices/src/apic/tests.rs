@@ -287,7 +287,8 @@ fn lint0_can_be_a_fixed_level_interrupt() {
     write(&mut apic, 0, REG_LVT + 0x30, 0x8041);
     apic.set_lint(0, true);
     assert_eq!(apic.acknowledge(), 0x41);
-    assert_eq!(read(&mut apic, 0, REG_LVT + 0x30), 0xc041);
+    write(&mut apic, 0, REG_LVT + 0x30, 0x8041);
+    assert_eq!(read(&mut apic, 0, REG_LVT + 0x30), 0xc041, "remote IRR is read-only");
     write(&mut apic, 0, REG_EOI, 0);
     assert_eq!(apic.acknowledge(), 0x41, "the pin is still high");
     apic.set_lint(0, false);

@@ -3,8 +3,12 @@
 //! A transmit kick drains its ring at once: the chains go back to the driver and all frames leave as one
 //! batch ([`Net::poll_frames`]). Received frames enter RAM, announced by one interrupt, when
 //! [`Net::handle_frames`] is called; those that find no buffer wait, up to a bound, and are dropped
-//! beyond it, newest first. No offload is offered, so frames are complete on both sides. The link is
-//! always up, and every frame is passed on whatever its address.
+//! beyond it, newest first. The link is always up, and every frame is passed on whatever its address.
+//!
+//! The device fills in checksums and cuts long TCP packets into segments for the driver, and tells it
+//! which received checksums are right: frames are complete on the wire, on both ways.
+
+mod offload;
 
 use std::collections::VecDeque;
 
@@ -12,7 +16,8 @@ use base::{RestoreError, Saved};
 use mem::GuestMem;
 use serde::{Deserialize, Serialize};
 
-use super::queue::Broken;
+use self::offload::TxHeader;
+use super::queue::{Broken, Chain};
 use super::transport::{Backend, Io, Virtio, VirtioState};
 
 /// Received frames that may wait for a buffer.
@@ -40,7 +45,7 @@ pub struct NetState {
     pub rx_held: VecDeque<Vec<u8>>,
     /// Received frames that were dropped.
     pub rx_dropped: u64,
-    /// Frames that the driver sent and that were too short or too long.
+    /// Frames that the driver sent and that were too short, too long or contradict their header.
     pub tx_dropped: u64,
     /// Sent frames that the board has not taken, oldest first.
     pub tx: Vec<Vec<u8>>,
@@ -118,7 +123,7 @@ impl Backend for NetDevice {
     type State = NetState;
 
     fn features(&self) -> u64 {
-        F_MTU | F_MAC | F_MRG_RXBUF | F_STATUS | F_CTRL_VQ | F_GUEST_ANNOUNCE
+        F_OFFLOADS | F_MTU | F_MAC | F_MRG_RXBUF | F_STATUS | F_CTRL_VQ | F_GUEST_ANNOUNCE
     }
 
     fn config(&self) -> Vec<u8> {
@@ -175,12 +180,9 @@ impl NetDevice {
     fn send(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
         for _ in 0..io.drain_max(TX) {
             let Some(chain) = io.pop(TX)? else { break };
-            let len = chain.readable_len().saturating_sub(HEADER_LEN as u64);
-            // The length is checked before the copy, so a huge chain costs nothing.
-            if usize::try_from(len).is_ok_and(is_frame_len) {
-                self.state.tx.push(chain.read(io.mem, HEADER_LEN as u64, len)?);
-            } else {
-                self.state.tx_dropped += 1;
+            match frames_of(io, &chain)? {
+                Some(frames) => self.state.tx.extend(frames),
+                None => self.state.tx_dropped += 1,
             }
             io.push_used(TX, chain.head, 0)?;
         }
@@ -205,6 +207,21 @@ impl NetDevice {
         }
         io.notify(CONTROL)
     }
+}
+
+/// The frames that a chain of the driver's stands for. `None` if it is none that can be sent.
+fn frames_of(io: &Io<'_>, chain: &Chain) -> Result<Option<Vec<Vec<u8>>>, Broken> {
+    let len = chain.readable_len().saturating_sub(HEADER_LEN as u64);
+    // The length is checked before the copy, so a huge chain costs nothing.
+    if !usize::try_from(len).is_ok_and(is_frame_len) {
+        return Ok(None);
+    }
+    let mut header = TxHeader::of(&chain.read(io.mem, 0, HEADER_LEN as u64)?);
+    if io.features & F_CSUM == 0 {
+        header.flags = 0;
+    }
+    let frame = chain.read(io.mem, HEADER_LEN as u64, len)?;
+    Ok(offload::complete(header, frame))
 }
 
 enum Delivery {
@@ -238,6 +255,9 @@ fn deliver(io: &mut Io<'_>, frame: &[u8]) -> Result<Delivery, Broken> {
         chains.push(chain);
     }
     let mut bytes = vec![0; HEADER_LEN];
+    if io.features & F_GUEST_CSUM != 0 && offload::is_checksum_right(frame) {
+        bytes[0] = offload::DATA_VALID;
+    }
     bytes[10..12].copy_from_slice(&(chains.len() as u16).to_le_bytes());
     bytes.extend_from_slice(frame);
     let mut rest = &bytes[..];
@@ -259,6 +279,10 @@ const TX: usize = 1;
 const CONTROL: usize = 2;
 /// `virtio_net_hdr` of virtio 1: always with the number of buffers.
 const HEADER_LEN: usize = 12;
+const F_CSUM: u64 = 1 << 0;
+const F_GUEST_CSUM: u64 = 1 << 1;
+/// With them `VIRTIO_NET_F_HOST_TSO4`, `HOST_TSO6` and `HOST_ECN`, which all need `F_CSUM`.
+const F_OFFLOADS: u64 = F_CSUM | F_GUEST_CSUM | 1 << 11 | 1 << 12 | 1 << 13;
 const F_MTU: u64 = 1 << 3;
 const F_MAC: u64 = 1 << 5;
 const F_MRG_RXBUF: u64 = 1 << 15;

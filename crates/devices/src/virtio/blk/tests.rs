@@ -328,22 +328,20 @@ fn indirect_tables_need_their_feature() {
     assert!(bench.needs_reset());
 }
 
-/// behaviour 70: a used ring over the available ring would feed itself for ever.
+/// behaviour 70: a used ring over the available ring could feed itself for ever.
 #[test]
 fn a_ring_that_the_device_refills_by_its_own_writes_ends() {
     let mut bench = bench();
-    bench.write(0x44, 0);
-    // The used index lies where the available index does.
-    bench.write(0xa0, ring(0).avail as u32);
-    bench.write(0x44, 1);
     let header = header(T_GET_ID, 0);
     bench.offer(0, &[Part::Out(HEADER, &header), Part::In(DATA, 21)]);
-    for slot in 0..16 {
-        bench.mem.write_obj(base::Gpa(ring(0).avail + 4 + slot * 2), 0u16).unwrap();
-    }
-    bench.mem.write_obj(base::Gpa(ring(0).avail + 2), 1u16).unwrap();
+    let mut state = bench.virtio.state();
+    // The used index lies where the available index does, and is ahead of it.
+    state.transport.queues[0].used = ring(0).avail;
+    state.transport.queues[0].next_used = 5;
+    bench.virtio = Blk::restore(config(), &bench.mem, state).unwrap();
+    // Every element that is written names the first head again.
     bench.kick(0);
-    assert_eq!(bench.virtio.poll_request(), None);
+    assert_eq!(bench.virtio.state().transport.queues[0].next_avail, 17);
 }
 
 #[test]

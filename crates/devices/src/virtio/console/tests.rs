@@ -40,6 +40,7 @@ fn too_much_input_and_input_without_a_driver_is_lost_and_counted() {
     assert_eq!(bench.virtio.room(), 0);
     bench.write(0x70, 0);
     assert_eq!(input(&mut bench, b"ab"), 2);
+    assert_eq!(bench.virtio.room(), RX_HELD_LEN_MAX, "what waited was for the old driver");
 }
 
 #[test]

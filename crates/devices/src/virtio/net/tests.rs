@@ -136,14 +136,47 @@ fn header_and_frame_may_share_a_descriptor_and_tables_may_be_indirect() {
 }
 
 #[test]
-fn sent_frames_of_impossible_length_are_dropped() {
+fn sent_frames_of_impossible_length_or_kind_are_dropped() {
     let mut bench = bench();
     bench.offer(TX, &[Part::Out(BUFFER, &[0; 25])]);
     bench.offer(TX, &[Part::Out(BUFFER, &[])]);
     bench.offer(TX, &[Part::Out(BUFFER, &[0; 12 + FRAME_LEN_MAX + 1])]);
+    let mut bytes = vec![0, 9];
+    bytes.resize(72, 0);
+    bench.offer(TX, &[Part::Out(BUFFER, &bytes)]);
     bench.kick(TX);
     assert_eq!(bench.virtio.poll_frames(), None);
-    assert_eq!((bench.virtio.state().device.tx_dropped, bench.take_used(TX).len()), (3, 3));
+    assert_eq!((bench.virtio.state().device.tx_dropped, bench.take_used(TX).len()), (4, 4));
+}
+
+#[test]
+fn the_driver_learns_which_checksums_are_right() {
+    let mut bench = bench();
+    offer_buffer(&mut bench, 0, 1526);
+    offer_buffer(&mut bench, 1, 1526);
+    let good = offload::tests::udp_frame(b"payload");
+    let mut bad = good.clone();
+    bad[42] ^= 1;
+    receive(&mut bench, &[good.clone(), bad]);
+    assert_eq!((bench.bytes(BUFFER, 1), bench.bytes(BUFFER + 0x1000, 1)), (vec![2], vec![0]));
+    let mut bench = Bench::new(Net::new(CONFIG), F_GUEST_CSUM);
+    offer_buffer(&mut bench, 0, 1526);
+    receive(&mut bench, &[good]);
+    assert_eq!(bench.bytes(BUFFER, 1), [0]);
+}
+
+#[test]
+fn a_checksum_is_filled_in_only_for_a_driver_that_accepted_it() {
+    let send = |without: u64| {
+        let mut bench = Bench::new(Net::new(CONFIG), without);
+        let mut bytes = vec![offload::NEEDS_CSUM, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0];
+        bytes.extend(frame(0, 60));
+        bench.offer(TX, &[Part::Out(BUFFER, &bytes)]);
+        bench.kick(TX);
+        bench.virtio.poll_frames().unwrap()[0][40..42].to_vec()
+    };
+    assert_eq!(send(F_OFFLOADS), [0, 0]);
+    assert_eq!(send(0), [0xff, 0xff]);
 }
 
 /// behaviour 51: the driver is asked to announce itself and acknowledges.
