@@ -236,7 +236,7 @@ fn lower_operands(instruction: &Instruction, op: &mut Op, mode_key: u32) -> bool
 
 fn lower_string(instruction: &Instruction, op: &mut Op, bits: u8, mode_key: u32) {
     op.addr_shift = 64 - bits;
-    set_segment(op, instruction.memory_segment(), mode_key);
+    set_segment(op, instruction.memory_segment(), Register::None, mode_key);
 }
 
 fn lower_es(op: &mut Op, bits: u8) {
@@ -273,7 +273,7 @@ fn lower_memory(instruction: &Instruction, op: &mut Op, mode_key: u32) {
             _ => displ,
         };
     }
-    set_segment(op, instruction.memory_segment(), mode_key);
+    set_segment(op, instruction.memory_segment(), base, mode_key);
 }
 
 fn address_bits(instruction: &Instruction, base: Register, index: Register, mode_key: u32) -> u8 {
@@ -295,12 +295,16 @@ fn address_bits(instruction: &Instruction, base: Register, index: Register, mode
     }
 }
 
-fn set_segment(op: &mut Op, segment: Register, mode_key: u32) {
-    let index = segment_index(segment);
+fn set_segment(op: &mut Op, segment: Register, base: Register, mode_key: u32) {
+    let is_long = mode_key & 3 == 2;
+    let mut index = segment_index(segment);
+    if is_long && !matches!(index, Seg::FS | Seg::GS) {
+        // Other prefixes are ignored: the base register alone says which fault there is.
+        index = if is_stack_base(base) { Seg::SS } else { Seg::DS };
+    }
     if index == Seg::SS {
         op.flags |= Op::STACK;
     }
-    let is_long = mode_key & 3 == 2;
     let is_flat = mode_key & ModeKey::FLAT != 0;
     op.seg = match index {
         Seg::FS | Seg::GS => index,
@@ -311,6 +315,10 @@ fn set_segment(op: &mut Op, segment: Register, mode_key: u32) {
     if !is_long && !is_plain {
         op.flags |= Op::CHECKED;
     }
+}
+
+fn is_stack_base(base: Register) -> bool {
+    matches!(base, Register::RSP | Register::RBP | Register::ESP | Register::EBP)
 }
 
 fn segment_index(segment: Register) -> usize {

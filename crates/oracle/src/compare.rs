@@ -4,12 +4,14 @@
 
 use std::fmt::Write as _;
 
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::encode::decode;
 use crate::forms;
 use crate::generate::segment_base;
-use crate::state::{Case, Event, Fx, Outcome, REGION_BYTES, REGIONS, State, Subject};
+use crate::state::{
+    CS_64, Case, Event, Fx, Mode, Outcome, REGION_BYTES, REGIONS, Selectors, State, Subject,
+};
 
 /// Flags that are compared: those that a program can set, and RF in the image that the handler gets.
 const FLAGS_COMPARED: u64 = 0x5_0fd5;
@@ -36,10 +38,10 @@ pub fn differences(
 ) -> Vec<String> {
     let (host, cpu) = (native.0, ours.0);
     let mut found = Vec::new();
-    if !same_event(&host.event, &cpu.event) {
+    let rules = Rules::of(case, host);
+    if !same_event(&host.event, &cpu.event, &rules) {
         found.push(format!("event: host {}, ours {}", host.event, cpu.event));
     }
-    let rules = Rules::of(case, host);
     compare_state(&host.state, &cpu.state, &rules, &mut found);
     for (region, start) in REGIONS.into_iter().enumerate() {
         let (host, cpu) = (native.1.memory(region), ours.1.memory(region));
@@ -50,14 +52,19 @@ pub fn differences(
     found
 }
 
-/// Linux reports a fault on a kernel address as if the page were present, whatever it is.
-fn same_event(host: &Event, ours: &Event) -> bool {
-    let is_kernel_address = host.vector == 14 && host.cr2 >> 47 != 0;
-    let ignored = if is_kernel_address { 1 } else { 0 };
+fn same_event(host: &Event, ours: &Event, rules: &Rules) -> bool {
+    // Linux reports a fault on one of its own addresses, and on the last page below them, as if the
+    // page were present, whatever it is.
+    const LINUX_USER_END: u64 = 0x7fff_ffff_f000;
+    let ignored = u32::from(host.vector == 14 && host.cr2 >= LINUX_USER_END);
     host.vector == ours.vector
         && host.error | ignored == ours.error | ignored
-        && host.cr2 == ours.cr2
+        && (host.cr2 == ours.cr2
+            || rules.has_several_accesses && host.cr2.abs_diff(ours.cr2) < SAVE_AREA_BYTES_MAX)
 }
+
+/// The largest memory operand that the manual lets a CPU access piece by piece in any order.
+const SAVE_AREA_BYTES_MAX: u64 = 832;
 
 /// What may differ in one case.
 #[derive(Default)]
@@ -67,6 +74,12 @@ struct Rules {
     holes: Vec<Hole>,
     /// ST and XMM registers hold an approximation.
     is_approximate: bool,
+    /// The instruction that faulted has several accesses, in an order that the manual leaves open.
+    has_several_accesses: bool,
+    /// Bits of the general registers that are compared.
+    gpr_mask: u64,
+    /// A 16-bit double shift by more than 16: flags and result are undefined (SDM SHLD, SHRD).
+    result_ignored: Option<Register>,
 }
 
 impl Rules {
@@ -85,7 +98,23 @@ impl Rules {
             rules.add(case, instr);
         }
         rules.flags_ignored = forms::rflags_bits(undefined);
+        rules.gpr_mask = u64::MAX;
+        // SDM vol. 1, 3.4.1.1: leaving 64-bit mode makes the upper halves undefined.
+        if case.mode == Mode::Long64 && host.state.sel.cs != CS_64 {
+            rules.gpr_mask = 0xffff_ffff;
+        }
+        if let Some(instr) = faulted(case, host) {
+            rules.has_several_accesses = forms::has_several_accesses(&instr);
+        }
         rules
+    }
+
+    /// The bits of a general register that hold an undefined result.
+    fn result_bits(&self, number: usize) -> u64 {
+        match self.result_ignored {
+            Some(reg) if reg.full_register().number() == number => 0xffff,
+            _ => 0,
+        }
     }
 
     fn add(&mut self, case: &Case, instr: &Instruction) {
@@ -108,6 +137,16 @@ impl Rules {
                     self.holes.push(Hole { at: at + from, len });
                 }
             }
+            M::Shld | M::Shrd
+                if forms::shift_count(instr, case.state.gpr[1] as u8) > 16
+                    && instr.op1_register().size() == 2 =>
+            {
+                if instr.op0_kind() == OpKind::Register {
+                    self.result_ignored = Some(instr.op0_register());
+                } else if let Some(at) = image() {
+                    self.holes.push(Hole { at, len: 2 });
+                }
+            }
             _ => {}
         }
         self.is_approximate |= forms::is_approximate(instr.code());
@@ -126,7 +165,7 @@ fn operand_address(
 ) -> Option<u64> {
     let mut info = InstructionInfoFactory::new();
     let used = info.info(instr).used_memory().iter().find(|used| access(used.access())).copied()?;
-    let value = |reg: iced_x86::Register, _, _| {
+    let value = |reg: Register, _, _| {
         if reg.is_segment_register() {
             Some(segment_base(&case.state, case.mode, reg))
         } else {
@@ -135,6 +174,13 @@ fn operand_address(
         }
     };
     used.virtual_address(0, value).map(|at| at & case.mode.gpr_mask())
+}
+
+/// The instruction that raised the exception, if it did not complete.
+fn faulted(case: &Case, host: &Outcome) -> Option<Instruction> {
+    let at = host.state.rip.wrapping_sub(case.state.rip);
+    let code = case.code.get(usize::try_from(at).ok()?..)?;
+    Some(decode(case.mode, code, host.state.rip).0)
 }
 
 /// The instructions that completed. A fault leaves RIP at the instruction that did not.
@@ -165,7 +211,7 @@ fn is_repeated_partly(case: &Case, at: usize) -> bool {
 
 fn compare_state(host: &State, ours: &State, rules: &Rules, found: &mut Vec<String>) {
     for (i, name) in GPR_NAMES.iter().enumerate() {
-        if host.gpr[i] != ours.gpr[i] {
+        if (host.gpr[i] ^ ours.gpr[i]) & rules.gpr_mask & !rules.result_bits(i) != 0 {
             found.push(format!("{name}: host {:#x}, ours {:#x}", host.gpr[i], ours.gpr[i]));
         }
     }
@@ -181,7 +227,7 @@ fn compare_state(host: &State, ours: &State, rules: &Rules, found: &mut Vec<Stri
             flag_names(flags)
         ));
     }
-    if host.sel != ours.sel {
+    if without_null_rpl(host.sel) != without_null_rpl(ours.sel) {
         found.push(format!("selectors: host {:x?}, ours {:x?}", host.sel, ours.sel));
     }
     for (name, host, ours) in
@@ -192,6 +238,12 @@ fn compare_state(host: &State, ours: &State, rules: &Rules, found: &mut Vec<Stri
         }
     }
     compare_fx(&host.fx, &ours.fx, rules, found);
+}
+
+/// The host's handler runs after an IRET from its kernel, which sets null selectors to 0.
+fn without_null_rpl(sel: Selectors) -> Selectors {
+    let clear = |selector: u16| if selector < 4 { 0 } else { selector };
+    Selectors { ds: clear(sel.ds), es: clear(sel.es), fs: clear(sel.fs), gs: clear(sel.gs), ..sel }
 }
 
 fn compare_fx(host: &Fx, ours: &Fx, rules: &Rules, found: &mut Vec<String>) {

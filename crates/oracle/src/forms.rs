@@ -37,16 +37,33 @@ pub fn coverage(code: Code, mode: Mode) -> Coverage {
         M::Vmcall | M::Vmmcall | M::Monitor | M::Mwait | M::Monitorx | M::Mwaitx => {
             Coverage::Excluded("reaches the hypervisor below the host")
         }
+        M::Int1 => Coverage::Excluded("the hypervisor below the host intercepts it"),
+        M::Reservednop if code.op_code().op_code() == 0x0d => Coverage::Excluded(
+            "a register operand is #UD on AMD (APM PREFETCHW) and a NOP on Intel",
+        ),
+        _ if is_intel_far_64(code) => Coverage::Excluded(
+            "REX.W far pointers are Intel's alone (SDM JMP, CALL, LSS; APM: REX.W is ignored)",
+        ),
         M::Ud0 => {
             Coverage::Excluded("has a ModRM byte on Intel (SDM UD) and none on AMD (APM UD0)")
         }
         _ if is_amd_only(code, mode) => Coverage::Excluded(
-            "AMD only: Intel ignores 66H on near branches in 64-bit mode (SDM, Jcc) and REX.W on \
-             far pointers is Intel's alone",
+            "AMD only: Intel ignores 66H on near branches in 64-bit mode (SDM Jcc)",
         ),
         _ if code.op_code().must_be_cpl0() || code.op_code().is_privileged() => Coverage::FaultOnly,
         _ => Coverage::Full,
     }
+}
+
+fn is_intel_far_64(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Lss_r64_m1664
+            | Code::Lfs_r64_m1664
+            | Code::Lgs_r64_m1664
+            | Code::Call_m1664
+            | Code::Jmp_m1664
+    )
 }
 
 /// True for forms that only an AMD CPU decodes.
@@ -62,7 +79,9 @@ fn is_amd_only(code: Code, mode: Mode) -> bool {
 pub fn is_forbidden(instr: &Instruction, mode: Mode, bytes: &[u8]) -> bool {
     instr.code() == Code::Int_imm8 && instr.immediate8() == 0x80
         || matches!(coverage(instr.code(), mode), Coverage::Excluded(_))
-        || mode == Mode::Long64 && is_near_branch(instr) && has_operand_size_prefix(bytes)
+        || mode == Mode::Long64 && is_near_branch(instr) && has_prefix(bytes, &[0x66])
+        // A repeat prefix on LOOPcc is meaningless by the manuals; on AMD it changes the condition.
+        || instr.is_loopcc() && has_prefix(bytes, &[0xf2, 0xf3])
 }
 
 /// SDM, Jcc/JMP/CALL/RET/LOOP: in 64-bit mode the operand size is 64 bits whatever the prefix says.
@@ -80,14 +99,14 @@ fn is_near_branch(instr: &Instruction) -> bool {
         || instr.mnemonic() == M::Ret
 }
 
-/// True if 66H is among the legacy prefixes that `bytes` start with.
-fn has_operand_size_prefix(bytes: &[u8]) -> bool {
+/// True if one of `wanted` is among the legacy prefixes that `bytes` start with.
+fn has_prefix(bytes: &[u8], wanted: &[u8]) -> bool {
     bytes
         .iter()
         .take_while(|byte| {
             matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
         })
-        .any(|byte| *byte == 0x66)
+        .any(|byte| wanted.contains(byte))
 }
 
 /// The forms that are compared in `mode`: all that the interpreter has, but for the excluded.
@@ -143,6 +162,51 @@ fn is_v2(feature: &CpuidFeature) -> bool {
             | F::RDPMC
             | F::FSGSBASE
             | F::PREFETCHW
+    )
+}
+
+/// True if the instruction makes several accesses, or one that a CPU may split, in an order that the
+/// manual leaves open: which address a page fault names, and what was stored before it, is the
+/// implementation's choice.
+#[must_use]
+pub fn has_several_accesses(instr: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        instr.mnemonic(),
+        M::Iret
+            | M::Iretd
+            | M::Iretq
+            | M::Retf
+            | M::Call
+            | M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Xsave
+            | M::Xsave64
+            | M::Xrstor
+            | M::Xrstor64
+            | M::Fnsave
+            | M::Frstor
+            | M::Fnstenv
+            | M::Fldenv
+            | M::Fstp
+            | M::Fld
+            | M::Fbld
+            | M::Fbstp
+            | M::Maskmovq
+            | M::Maskmovdqu
+            | M::Pusha
+            | M::Pushad
+            | M::Popa
+            | M::Popad
+            | M::Enter
+            | M::Bound
+            | M::Les
+            | M::Lds
+            | M::Lss
+            | M::Lfs
+            | M::Lgs
     )
 }
 
@@ -212,6 +276,24 @@ pub fn undefined_after(instr: &Instruction, before: u32) -> u32 {
     before & !defined | instr.rflags_undefined() & RESULT_FLAGS
 }
 
+/// The count of a shift or rotate, masked, with CL as given.
+#[must_use]
+pub fn shift_count(instr: &Instruction, cl: u8) -> u32 {
+    let last = instr.op_count() - 1;
+    let count = match instr.op_kind(last) {
+        OpKind::Register if instr.op_register(last) == Register::CL => cl,
+        _ => instr.immediate8(),
+    };
+    u32::from(count) & if operand_bits(instr) == 64 { 63 } else { 31 }
+}
+
+fn operand_bits(instr: &Instruction) -> u32 {
+    match instr.op0_kind() {
+        OpKind::Register => instr.op0_register().size() as u32 * 8,
+        _ => instr.memory_size().size() as u32 * 8,
+    }
+}
+
 /// As [`undefined_after`] for one instruction whose count is known: CL as the case sets it, or the
 /// immediate.
 #[must_use]
@@ -220,16 +302,8 @@ pub fn undefined_after_single(instr: &Instruction, cl: u8) -> u32 {
         return instr.rflags_undefined() & RESULT_FLAGS;
     }
     use Mnemonic as M;
-    let bits = match instr.op0_kind() {
-        OpKind::Register => instr.op0_register().size() as u32 * 8,
-        _ => instr.memory_size().size() as u32 * 8,
-    };
-    let last = instr.op_count() - 1;
-    let count = match instr.op_kind(last) {
-        OpKind::Register if instr.op_register(last) == Register::CL => cl,
-        _ => instr.immediate8(),
-    };
-    let count = u32::from(count) & if bits == 64 { 63 } else { 31 };
+    let bits = operand_bits(instr);
+    let count = shift_count(instr, cl);
     if count == 0 {
         return 0;
     }

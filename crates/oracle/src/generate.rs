@@ -52,6 +52,10 @@ impl Generator {
         if rng.one_in(12) {
             case.state.rflags |= AC;
         }
+        if encoded.instr.memory_size().size() > 8 {
+            // SDM MOVDQU: whether a 16-byte operand raises #AC is the implementation's choice.
+            case.state.rflags &= !AC;
+        }
         // The fit may change the displacement, so it decodes again.
         self.fit(&mut case, &encoded, rng)?;
         if rng.one_in(24) {

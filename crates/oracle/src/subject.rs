@@ -31,6 +31,7 @@ const KERNEL: u64 = 0xffff_8000_0000_0000;
 const STACK_TOP: u64 = KERNEL + STACK + PAGE;
 const KERNEL_CS: u16 = 0x10;
 const GDT_LIMIT: u16 = 127;
+const TSS_LIMIT: u32 = 103;
 
 /// Steps after which a case counts as endless.
 const STEPS_MAX: u64 = 50_000;
@@ -173,6 +174,8 @@ fn build_tables(mem: &mut GuestMem) {
         put_u64(mem, IDT_AT + 16 * vector + 8, handler >> 32);
     }
     put_u64(mem, TSS_AT + 4, STACK_TOP);
+    // The I/O bitmap lies beyond the limit: no port is open to a program.
+    put(mem, TSS_AT + 102, &(TSS_LIMIT as u16 + 1).to_le_bytes());
     const HLT: u8 = 0xf4;
     put(mem, HANDLERS, &[HLT; PAGE as usize]);
 
@@ -239,11 +242,10 @@ fn start_state() -> CpuState {
         limit: size_of_val(&LDT) as u32 - 1,
         base: KERNEL + LDT_AT,
     };
-    // The I/O bitmap lies beyond the limit: no port is open to a program.
     sys.tr = Segment {
         selector: 0x40,
         access: Access::P | SystemType::TSS32_BUSY,
-        limit: 103,
+        limit: TSS_LIMIT,
         base: KERNEL + TSS_AT,
     };
     state

@@ -19,7 +19,7 @@ impl Cpu {
             }
         } else {
             let target = T::from_u64(target).to_u64();
-            if self.is_long_mode() || target <= u64::from(self.seg[Seg::CS].limit) {
+            if self.is_64_bit() || target <= u64::from(self.seg[Seg::CS].limit) {
                 return Ok(target);
             }
         }
