@@ -72,17 +72,17 @@ pub fn build(request: &Request) -> Result<Image, ImageError> {
         return Ok(image(&out, &input.recipe, stamp, true));
     }
 
+    let source =
+        Source { suite: &input.recipe.suite, mirrors: &request.mirrors, epoch: input.epoch };
+    let debian = Debian::find(&source, input.recipe.disk.as_ref())?;
     let partial = beside(&out, ".partial");
-    remove_folder(&partial)?;
+    debian.remove_leftover(&partial)?;
     fs::create_dir(&partial).at("create folder", &partial)?;
-    let built = build_in(&partial, &input, &request.mirrors);
-    let stamp = match built {
-        Ok(stamp) => stamp,
-        Err(error) => {
-            let _ = remove_folder(&partial); // the next build tries again; this error matters more
-            return Err(error);
-        }
-    };
+    let built = build_in(&partial, &input, &debian);
+    if built.is_err() {
+        let _ = debian.remove_leftover(&partial); // the next build tries again
+    }
+    let stamp = built?;
     if found == Found::Nothing {
         fs::rename(&partial, &out).at("put the image at", &out)?;
     } else {
@@ -90,7 +90,7 @@ pub fn build(request: &Request) -> Result<Image, ImageError> {
         rustix::fs::renameat_with(here, &partial, here, &out, RenameFlags::EXCHANGE)
             .map_err(std::io::Error::from)
             .at("put the image at", &out)?;
-        remove_folder(&partial)?;
+        fs::remove_dir_all(&partial).at("remove folder", &partial)?;
     }
     Ok(image(&out, &input.recipe, &stamp, false))
 }
@@ -166,11 +166,8 @@ impl Input {
     }
 }
 
-fn build_in(folder: &Path, input: &Input, mirrors: &[String]) -> Result<Stamp, ImageError> {
+fn build_in(folder: &Path, input: &Input, debian: &Debian) -> Result<Stamp, ImageError> {
     let recipe = &input.recipe;
-    let source = Source { suite: &recipe.suite, mirrors, epoch: input.epoch };
-    let debian = Debian::find(&source, recipe.disk.as_ref())?;
-
     let boot_tar = folder.join("boot.tar");
     let mut packages = vec![recipe.kernel.as_str()];
     packages.extend(recipe.initrd.packages.iter().map(String::as_str));
@@ -181,7 +178,7 @@ fn build_in(folder: &Path, input: &Input, mirrors: &[String]) -> Result<Stamp, I
     let initrd = initrd_tree(&boot, input)?;
     write(&folder.join(INITRD), &cpio::archive(&initrd, input.epoch))?;
     if let Some(disk) = &recipe.disk {
-        build_disk(folder, input, disk, &debian, &boot)?;
+        build_disk(folder, input, disk, debian, &boot)?;
     }
     fs::remove_file(&boot_tar).at("remove", &boot_tar)?;
     write(&folder.join(VM), vm_toml(input).as_bytes())?;
@@ -406,15 +403,6 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);
     name.into()
-}
-
-fn remove_folder(path: &Path) -> Result<(), ImageError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).at("remove folder", path)
-        }
-        _ => Ok(()),
-    }
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<(), ImageError> {

@@ -1,4 +1,4 @@
-//! The programs that do the work: mmdebstrap, mke2fs under fakeroot, ssh-keygen.
+//! The programs that do the work: mmdebstrap, mke2fs, ssh-keygen.
 //!
 //! As root, mmdebstrap runs in a mount and a process-id namespace of its own, which the kernel takes
 //! down with everything in it when the build ends for any reason. Without root it makes such
@@ -42,14 +42,12 @@ impl Debian {
         let mut needed = vec![
             Needed { program: "mmdebstrap", package: "mmdebstrap" },
             Needed { program: "setpriv", package: "util-linux" },
+            Needed { program: "unshare", package: "util-linux" },
         ];
-        if root {
-            needed.push(Needed { program: "unshare", package: "util-linux" });
-        } else {
+        if !root {
             needed.push(Needed { program: "newuidmap", package: "uidmap" });
         }
         if let Some(disk) = disk {
-            needed.push(Needed { program: "fakeroot", package: "fakeroot" });
             needed.push(Needed { program: "mke2fs", package: "e2fsprogs" });
             if disk.ssh_key {
                 needed.push(Needed { program: "ssh-keygen", package: "openssh-client" });
@@ -114,20 +112,25 @@ impl Debian {
     /// Makes an ext4 file system with the content of a tar file. `scratch` must not exist.
     pub(crate) fn make_disk(&self, job: &MakeDisk<'_>) -> Result<(), ImageError> {
         fs::create_dir(job.scratch).at("create folder", job.scratch)?;
-        // One shell, because fakeroot remembers who owns what only until it ends. Of /dev only the
-        // folder is taken: the guest's kernel fills it.
+        // Of /dev only the folder is taken: the guest's kernel fills it.
         let script = r#"
             tar --extract --file "$1" --directory "$2" --numeric-owner --same-owner \
                 --preserve-permissions --xattrs --xattrs-include='*' --exclude='./dev/*'
             mke2fs -q -F -t ext4 -d "$2" -L root -U "$3" -J size=16 \
                 -E "hash_seed=$3,root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0" "$4" "$5"
-            chmod -R u+rwX "$2"
+            rm -r "$2"
         "#;
-        let mut command = self.command("fakeroot", Signal::Term);
-        command.args(["--", "sh", "-euc", script, "sh"]).arg(job.tar).arg(job.scratch);
+        let mut command = self.as_root();
+        command.args(["sh", "-euc", script, "sh"]).arg(job.tar).arg(job.scratch);
         command.arg(uuid(&job.identity)).arg(job.disk).arg(format!("{}M", job.size_mib));
-        run(command, "fakeroot", "making the disk")?;
-        fs::remove_dir_all(job.scratch).at("remove folder", job.scratch)
+        run(command, "mke2fs", "making the disk")
+    }
+
+    /// Removes what a build left behind when it was killed; its files may belong to any user.
+    pub(crate) fn remove_leftover(&self, folder: &Path) -> Result<(), ImageError> {
+        let mut command = self.as_root();
+        command.args(["rm", "-rf", "--"]).arg(folder);
+        run(command, "rm", "removing what an earlier build left behind")
     }
 
     /// Makes a key pair for ssh: `path` and `path` with `.pub` after it.
@@ -168,6 +171,16 @@ impl Debian {
             command.env("TMPDIR", tar.parent().expect("the tar file is in a folder"));
         }
         run(command, "mmdebstrap", purpose)
+    }
+
+    /// Runs what follows as root, or as what looks like root from inside a user namespace.
+    fn as_root(&self) -> Command {
+        if self.root {
+            return self.command("env", Signal::Term);
+        }
+        let mut command = self.command("unshare", Signal::Kill);
+        command.args(["--map-root-user", "--map-auto", "--fork", "--kill-child", "--"]);
+        command
     }
 
     /// `program`, told to end with this signal when we end.
