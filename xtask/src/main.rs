@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod images;
 mod links;
 mod packages;
 mod process;

@@ -4,12 +4,13 @@
 //! binary and documentation test.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::packages;
 use crate::process::{cargo, show};
+use crate::{images, packages};
 
 /// Which tests to run.
 #[derive(Debug, Default, clap::Args)]
@@ -21,10 +22,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     packages::ensure(packages::TEST)?;
-    run_tests(args)
+    let images = images::ensure(images::TEST)?;
+    run_tests(args, &images)
 }
 
-fn run_tests(args: &Args) -> Result<ExitCode> {
+fn run_tests(args: &Args, images: &Path) -> Result<ExitCode> {
     let mut command = cargo(["test", "--release", "--no-fail-fast"]);
     if args.cargo_args.is_empty() {
         command.arg("--workspace");
@@ -33,8 +35,8 @@ fn run_tests(args: &Args) -> Result<ExitCode> {
     let line = show(&command);
     eprintln!("+ {line}");
 
-    let mut child =
-        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {line}"))?;
+    command.env("LOCKSTEP_IMAGES", images).stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot run {line}"))?;
     let stdout = child.stdout.take().expect("standard output is piped");
     let mut totals = Totals::default();
     let mut reader = BufReader::new(stdout);
