@@ -29,6 +29,9 @@ const BANK_SHIFT: u32 = 10;
 /// The view whose entries are never filled, so that every access takes the slow path.
 const VIEW_UNCACHED: usize = 3;
 
+/// Entries of the second level, which holds what the first level lost to another page.
+const BACKUP_ENTRIES: usize = 1 << 12;
+
 const EXEC_PAGES: usize = 128;
 const EXEC_ENTRIES: usize = EXEC_PAGES * 2 * BANKS;
 
@@ -43,6 +46,29 @@ pub(crate) struct TlbEntry {
     pub(crate) ram: u64,
 }
 
+/// An entry of the second level. The key is the linear page with the bank and view above it.
+#[derive(Clone, Copy)]
+struct BackupEntry {
+    key: u64,
+    ram: u64,
+    may_store: bool,
+}
+
+const NO_BACKUP: BackupEntry = BackupEntry { key: u64::MAX, ram: 0, may_store: false };
+
+/// Which linear pages have a write tag for a RAM page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Writers(u64);
+
+impl Writers {
+    const NONE: Writers = Writers(0);
+    const MANY: Writers = Writers(2);
+
+    fn one(linear: u64) -> Writers {
+        Writers(linear & !0xfff | 1)
+    }
+}
+
 #[derive(Clone, Copy)]
 struct ExecEntry {
     tag: u64,
@@ -51,6 +77,9 @@ struct ExecEntry {
 
 pub(crate) struct Tlb {
     entries: Box<[TlbEntry; ENTRIES]>,
+    backup: Box<[BackupEntry; BACKUP_ENTRIES]>,
+    /// By RAM page.
+    writers: Vec<Writers>,
     exec: Box<[ExecEntry; EXEC_ENTRIES]>,
     /// CR3 of each bank; `None` if it is empty.
     banks: [Option<u64>; BANKS],
@@ -63,7 +92,8 @@ pub(crate) struct Tlb {
     pub(crate) code_writes: Vec<WatchedWrite>,
 }
 
-/// A tag that no address looked up at this index can match: it is that of a page with another index.
+/// A tag that no address looked up at this index can match: it is that of a page with another index
+/// (a page so low that the mixing in [`index_of`] changes nothing).
 const fn no_tag(index: usize) -> u64 {
     ((index as u64 ^ 1) & (PAGES as u64 - 1)) << PAGE_SHIFT
 }
@@ -77,9 +107,12 @@ const NO_EXEC: ExecEntry = ExecEntry { tag: u64::MAX, ram: 0 };
 impl Tlb {
     pub(crate) fn new() -> Tlb {
         let entries: Box<[TlbEntry]> = (0..ENTRIES).map(empty_entry).collect();
+        let backup = vec![NO_BACKUP; BACKUP_ENTRIES].into_boxed_slice();
         let exec = vec![NO_EXEC; EXEC_ENTRIES].into_boxed_slice();
         Tlb {
             entries: entries.try_into().ok().expect("the length is the array's"),
+            backup: backup.try_into().ok().expect("the length is the array's"),
+            writers: Vec::new(),
             exec: exec.try_into().ok().expect("the length is the array's"),
             banks: [None; BANKS],
             bank: 0,
@@ -104,11 +137,89 @@ impl Tlb {
         self.bank
     }
 
+    /// Fills an entry of both levels.
     pub(crate) fn fill(&mut self, view: View, linear: u64, ram_page: u64, may_store: bool) {
-        let index = index_of(self.base_of(view, false), linear);
+        let base = self.base_of(view, false);
+        let key = backup_key(base, linear);
+        self.backup[backup_index(key)] = BackupEntry { key, ram: ram_page, may_store };
+        if may_store {
+            self.note_writer(linear, ram_page >> PAGE_SHIFT);
+        }
+        self.fill_first_level(base, linear, ram_page, may_store);
+    }
+
+    fn fill_first_level(&mut self, base: usize, linear: u64, ram_page: u64, may_store: bool) {
+        let index = index_of(base, linear);
         let tag = linear & !0xfff;
         let write = if may_store { tag } else { no_tag(index) };
         self.entries[index] = TlbEntry { read: tag, write, ram: ram_page };
+    }
+
+    /// Brings an entry back from the second level; its RAM page if it is there and good enough.
+    pub(crate) fn refill(&mut self, view: View, linear: u64, for_store: bool) -> Option<u64> {
+        let base = self.base_of(view, false);
+        let key = backup_key(base, linear);
+        let entry = self.backup[backup_index(key)];
+        if entry.key != key || for_store && !entry.may_store {
+            return None;
+        }
+        self.fill_first_level(base, linear, entry.ram, entry.may_store);
+        Some(entry.ram)
+    }
+
+    fn note_writer(&mut self, linear: u64, page: u64) {
+        let page = page as usize;
+        if page >= self.writers.len() {
+            self.writers.resize(page + 1, Writers::NONE);
+        }
+        let writers = &mut self.writers[page];
+        let this = Writers::one(linear);
+        *writers = match *writers {
+            Writers::NONE => this,
+            known if known == this => this,
+            _ => Writers::MANY,
+        };
+    }
+
+    /// Takes the right to plain stores to a RAM page away from every entry.
+    fn drop_writers(&mut self, page: u64) {
+        let Some(writers) = self.writers.get_mut(page as usize) else { return };
+        let known = std::mem::replace(writers, Writers::NONE);
+        match known {
+            Writers::NONE => {}
+            Writers::MANY => {
+                let ram = page << PAGE_SHIFT;
+                for (index, entry) in self.entries.iter_mut().enumerate() {
+                    if entry.ram == ram {
+                        entry.write = no_tag(index);
+                    }
+                }
+                let of_page = self.backup.iter_mut().filter(|entry| entry.ram == ram);
+                of_page.for_each(|entry| entry.may_store = false);
+            }
+            Writers(linear) => {
+                let linear = linear & !0xfff;
+                for base in self.bases() {
+                    let index = index_of(base, linear);
+                    if self.entries[index].read == linear {
+                        self.entries[index].write = no_tag(index);
+                    }
+                    let key = backup_key(base, linear);
+                    let entry = &mut self.backup[backup_index(key)];
+                    if entry.key == key {
+                        entry.may_store = false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The bases of every view that is filled, of the banks that are in use.
+    fn bases(&self) -> impl Iterator<Item = usize> + use<> {
+        let banks = self.banks;
+        (0..BANKS)
+            .filter(move |bank| banks[*bank].is_some())
+            .flat_map(|bank| (0..VIEW_UNCACHED).map(move |view| bank << BANK_SHIFT | view * PAGES))
     }
 
     pub(crate) fn exec(&self, user: bool, linear: u64) -> Option<u64> {
@@ -152,6 +263,8 @@ impl Tlb {
         for index in first..first + PAGES * VIEWS {
             self.entries[index] = empty_entry(index);
         }
+        let of_bank = |entry: &&mut BackupEntry| bank_of_key(entry.key) == bank;
+        self.backup.iter_mut().filter(of_bank).for_each(|entry| *entry = NO_BACKUP);
         self.exec[bank * 2 * EXEC_PAGES..(bank + 1) * 2 * EXEC_PAGES].fill(NO_EXEC);
         self.code_epoch += 1;
     }
@@ -170,11 +283,15 @@ impl Tlb {
     /// Drops the translations of one page in every bank and view; true if there were any.
     fn drop_page(&mut self, linear: u64) -> u64 {
         let mut dropped = 0;
-        for base in (0..ENTRIES).step_by(PAGES) {
+        for base in self.bases() {
             let index = index_of(base, linear);
             if self.entries[index].read == linear {
                 self.entries[index] = empty_entry(index);
                 dropped += 1;
+            }
+            let key = backup_key(base, linear);
+            if self.backup[backup_index(key)].key == key {
+                self.backup[backup_index(key)] = NO_BACKUP;
             }
         }
         dropped
@@ -196,6 +313,8 @@ impl Tlb {
         for (index, entry) in self.entries.iter_mut().enumerate() {
             entry.write = no_tag(index);
         }
+        self.backup.iter_mut().for_each(|entry| entry.may_store = false);
+        self.writers.clear();
     }
 
     /// Has writes to a RAM page reported from now on.
@@ -203,14 +322,7 @@ impl Tlb {
         if mem.marks().is_watched(page) {
             return;
         }
-        if mem.is_plain_store_page(page) {
-            let ram = page << PAGE_SHIFT;
-            for (index, entry) in self.entries.iter_mut().enumerate() {
-                if entry.ram == ram {
-                    entry.write = no_tag(index);
-                }
-            }
-        }
+        self.drop_writers(page);
         mem.marks_mut().watch(page);
     }
 
@@ -283,9 +395,25 @@ pub(crate) struct WalkStep {
     pub(crate) fetch: bool,
 }
 
+/// The page number's low bits, mixed with higher ones so that arrays a power of two apart do not
+/// meet.
 #[inline(always)]
 fn index_of(base: usize, linear: u64) -> usize {
-    (base | (linear >> PAGE_SHIFT) as usize & (PAGES - 1)) & (ENTRIES - 1)
+    let mixed = (linear >> PAGE_SHIFT ^ linear >> 20) as usize;
+    (base | mixed & (PAGES - 1)) & (ENTRIES - 1)
+}
+
+/// The bank and view go where the page offset was.
+fn backup_key(base: usize, linear: u64) -> u64 {
+    linear & !0xfff | (base / PAGES) as u64
+}
+
+fn bank_of_key(key: u64) -> usize {
+    (key & 0xfff) as usize / VIEWS
+}
+
+fn backup_index(key: u64) -> usize {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize & (BACKUP_ENTRIES - 1)
 }
 
 /// One bit per 64 bytes of the page.

@@ -108,6 +108,9 @@ impl Cpu {
         kind: Kind,
         view: View,
     ) -> Result<Gpa, Fault> {
+        if let Some(ram) = self.tlb.refill(view, linear, kind == Kind::Write) {
+            return Ok(Gpa(env.mem.gpa_of(RamOffset(ram)).0 | linear & 0xfff));
+        }
         let (gpa, may_store) = if self.sys.cr0 & Cr0::PG == 0 {
             (Gpa(linear & 0xffff_ffff), true)
         } else {
