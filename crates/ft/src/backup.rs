@@ -10,7 +10,7 @@ use crate::message::{
     Ack, CHUNK_LEN_MAX, Control, ENTRY_LEN_MAX, Entry, EntryKind, Heartbeat, Hello, Log, Message,
     PROTOCOL_VERSION, Progress, Refuse, RunState, StartPoint, Welcome, Window,
 };
-use crate::node::{Action, Channel, Halted, Node, Phase, Report, Status};
+use crate::node::{Action, Halted, Node, Phase, Report, Status};
 use crate::stream::{BACKUP_BUFFER_LEN_MAX, entry_cost};
 use crate::timing::PAIRING_SILENCE_MAX;
 use crate::watch::Watch;
@@ -23,7 +23,8 @@ pub(crate) struct Follower {
     /// The highest of the primary's times that it has read, and when it read it.
     pub(crate) echo: Option<Nanos>,
     heard: Nanos,
-    channel: Channel,
+    /// The channel carries this pairing.
+    connected: bool,
     /// Generation and claimant of the primary, once it is accepted.
     primary: Option<(Generation, Claimant)>,
     start: Option<StartPoint>,
@@ -52,7 +53,7 @@ impl Default for Follower {
             ack_wanted: false,
             echo: None,
             heard: Nanos(0),
-            channel: Channel::Closed,
+            connected: false,
             primary: None,
             start: None,
             state_len: 0,
@@ -83,7 +84,6 @@ impl Follower {
         status.peer = self.primary.map(|(_, primary)| primary);
         status.protected = self.armed;
         status.lag = self.lag;
-        (status.log_end, status.acked) = (self.received, self.received);
         status.executed = own.pos;
         status.unacked_len = 0;
     }
@@ -112,6 +112,25 @@ impl Follower {
 }
 
 impl<T> Node<T> {
+    /// Somebody connected to this side, and `first` is the first thing it said. If it is accepted, its
+    /// stream is the channel from now on, in place of an older one, which the shell closes. If not, the
+    /// shell sends it the refusal and closes it; the channel that there is, is untouched.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn handle_incoming(&mut self, now: Nanos, first: Message) -> Result<(), Refuse> {
+        self.handle_tick(now);
+        if let Err(refuse) = self.accepts(&first) {
+            self.report(Report::RefusedPrimary(refuse.clone()));
+            return Err(refuse);
+        }
+        match first {
+            Message::Hello(hello) => self.handle_hello(&hello),
+            _ => self.handle_resume(),
+        }
+        Ok(())
+    }
+
     /// The machine is restored from the start state.
     pub fn handle_loaded(&mut self, now: Nanos, generation: Generation, digest: Digest) {
         self.handle_tick(now);
@@ -168,14 +187,9 @@ impl<T> Node<T> {
         }
     }
 
-    pub(crate) fn open_backup_channel(&mut self) {
-        let Phase::Backup(follower) = &mut self.phase else { return };
-        follower.channel = Channel::Opened;
-    }
-
     pub(crate) fn close_backup_channel(&mut self) {
         let Phase::Backup(follower) = &mut self.phase else { return };
-        follower.channel = Channel::Closed;
+        follower.connected = false;
         if follower.primary.is_some() && !follower.armed {
             self.halt(Halted::Dropped);
         }
@@ -183,16 +197,14 @@ impl<T> Node<T> {
 
     pub(crate) fn handle_message_from_primary(&mut self, message: Message) {
         let Phase::Backup(follower) = &mut self.phase else { return };
-        let in_use = follower.channel == Channel::InUse;
-        if in_use {
-            follower.watch.handle_stream();
+        if !follower.connected {
+            return;
         }
+        follower.watch.handle_stream();
         match message {
-            Message::Hello(hello) => self.handle_hello(hello),
-            Message::Resume { generation, from, to } => self.handle_resume(generation, from, to),
-            Message::Start(start) if in_use => self.handle_start(start),
-            Message::Chunk { offset, bytes } if in_use => self.handle_chunk(offset, bytes),
-            Message::Log(log) if in_use => self.handle_log(log),
+            Message::Start(start) => self.handle_start(start),
+            Message::Chunk { offset, bytes } => self.handle_chunk(offset, bytes),
+            Message::Log(log) => self.handle_log(log),
             _ => self.backup_hears_nonsense("a message out of place"),
         }
     }
@@ -221,52 +233,50 @@ impl<T> Node<T> {
     pub(crate) fn poll_ack(&mut self) -> Option<Message> {
         let own = self.own;
         let Phase::Backup(follower) = &mut self.phase else { return None };
-        if follower.channel != Channel::InUse || !follower.ack_wanted {
+        if !follower.connected || !follower.ack_wanted {
             return None;
         }
         follower.ack_wanted = false;
         follower.ack(own).map(Message::Ack)
     }
 
-    fn handle_hello(&mut self, hello: Hello) {
+    fn accepts(&self, first: &Message) -> Result<(), Refuse> {
+        match (&self.phase, first) {
+            (Phase::Backup(follower), Message::Hello(hello)) => {
+                check_hello(&self.config, hello, follower.primary.is_some())
+            }
+            (Phase::Backup(follower), Message::Resume { generation, from, to })
+                if follower.primary == Some((*generation, *from))
+                    && *to == self.config.claimant
+                    && follower.start.is_some() =>
+            {
+                Ok(())
+            }
+            (_, Message::Resume { generation: asked, .. }) => Err(Refuse::Busy { asked: *asked }),
+            (_, Message::Hello(hello)) => Err(Refuse::Busy { asked: hello.generation }),
+            _ => Err(Refuse::NoHello),
+        }
+    }
+
+    fn handle_hello(&mut self, hello: &Hello) {
         let Phase::Backup(follower) = &mut self.phase else { return };
-        if follower.channel != Channel::Opened {
-            return self.backup_hears_nonsense("a second hello");
-        }
-        let busy = follower.primary.is_some();
-        if let Err(refuse) = check_hello(&self.config, &hello, busy) {
-            return self.refuse(refuse);
-        }
         let (generation, claimant) = (hello.generation, self.config.claimant);
         follower.primary = Some((generation, hello.claimant));
-        follower.channel = Channel::InUse;
+        follower.connected = true;
         follower.watch = Watch::default();
         self.config.timing = hello.timing;
         self.newest = generation;
         self.push(Action::Send(Message::Welcome(Welcome { generation, claimant })));
     }
 
-    fn handle_resume(&mut self, generation: Generation, from: Claimant, to: Claimant) {
+    fn handle_resume(&mut self) {
         let own = self.own;
         let Phase::Backup(follower) = &mut self.phase else { return };
-        let ours = follower.primary == Some((generation, from)) && to == self.config.claimant;
-        match follower.ack(own).filter(|_| ours && follower.channel == Channel::Opened) {
-            Some(ack) => {
-                follower.channel = Channel::InUse;
-                follower.watch.handle_stream();
-                self.push(Action::Send(Message::Resumed(ack)));
-            }
-            None => self.refuse(Refuse::Busy { asked: generation }),
+        follower.connected = true;
+        follower.watch.handle_stream();
+        if let Some(ack) = follower.ack(own) {
+            self.push(Action::Send(Message::Resumed(ack)));
         }
-    }
-
-    /// The primary on this channel is not served; the pairing there may be with another is untouched.
-    fn refuse(&mut self, why: Refuse) {
-        let Phase::Backup(follower) = &mut self.phase else { return };
-        follower.channel = Channel::Closed;
-        self.push(Action::Send(Message::Refuse(why.clone())));
-        self.push(Action::CloseChannel);
-        self.report(Report::RefusedPrimary(why));
     }
 
     fn handle_start(&mut self, start: StartPoint) {
@@ -276,6 +286,7 @@ impl<T> Node<T> {
         }
         follower.start = Some(start);
         follower.received = start.pos;
+        self.log_end = start.pos;
         self.gate = OutputGate::shut(start.outputs);
         if start.state_len == 0 {
             self.push(Action::LoadSnapshot(start));
@@ -346,6 +357,7 @@ impl<T> Node<T> {
             }
         }
         follower.received = LogPos(first.0 + entries.len() as u64);
+        self.log_end = follower.received;
         follower.received_len += len;
         follower.last_entry = now;
         follower.batches.push_back((follower.received, len));

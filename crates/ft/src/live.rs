@@ -154,7 +154,6 @@ impl<T> Node<T> {
             self.push(Action::Emit { number, output });
         }
         if let Some(backup) = backup {
-            self.log_end = backup.received;
             let away = self.now.0.saturating_sub(backup.last_entry.0);
             let advance = away.min(ANCHOR_STEP_MAX.0);
             let behind = Nanos(away - advance);

@@ -129,9 +129,12 @@ pub enum Refuse {
         /// The generation asked about.
         asked: Generation,
     },
-    /// The hello makes no sense.
+    /// The hello's timing is out of range.
     #[error("the primary's timing is out of range")]
     Timing,
+    /// A stream began with something else than [`Message::Hello`] or [`Message::Resume`].
+    #[error("the stream does not begin with a hello")]
+    NoHello,
 }
 
 /// The point of the log at which the backup's copy begins.

@@ -165,9 +165,9 @@ pub enum Report {
     Live(Generation),
     /// The channel said something that makes no sense, and was closed.
     Nonsense(&'static str),
-    /// The backup refused: it stays free for another primary.
+    /// Somebody connected and was refused.
     RefusedPrimary(Refuse),
-    /// Too many backups diverged within the last hour, so no new one is asked for.
+    /// Too many backups diverged within the last hour, so no new one is asked for until it is over.
     TooManyDivergences,
     /// A planned end is done.
     Ended(EndReason),
@@ -269,6 +269,8 @@ pub struct Node<T> {
     pub(crate) ending: Option<Ending>,
     /// When backups diverged within the last hour.
     pub(crate) divergences: VecDeque<Nanos>,
+    /// Too many did: a backup is asked for then.
+    pub(crate) backup_wanted: Option<Nanos>,
     pace: Option<Pace>,
     /// The log buffer or the gate is full, and not yet half empty again.
     full: bool,
@@ -351,6 +353,7 @@ impl<T> Node<T> {
             newest: owned,
             ending: None,
             divergences: VecDeque::new(),
+            backup_wanted: None,
             pace: None,
             full: false,
             next_beat: now,
@@ -380,7 +383,7 @@ impl<T> Node<T> {
             lag: Nanos(0),
             log_end: self.log_end,
             acked: self.log_end,
-            executed: self.log_end,
+            executed: self.own.pos,
             unacked_len: 0,
             held_outputs: self.gate.held_len(),
             waits_for: self.gate.wait(self.now),
@@ -462,13 +465,15 @@ impl<T> Node<T> {
         }
     }
 
-    /// A stream to the other side stands. Hand in nothing of an older one after this.
+    /// The stream that [`Action::OpenChannel`] asked for stands. Hand in nothing of an older one after
+    /// this. A stream that the other side opened goes to [`Node::handle_incoming`].
     pub fn handle_channel_opened(&mut self, now: Nanos) {
         self.advance(now);
         match self.phase {
             Phase::Solo(_) | Phase::Primary(_) => self.open_primary_channel(),
-            Phase::Backup(_) => self.open_backup_channel(),
-            Phase::GoingLive(_) | Phase::Halted => self.push(Action::CloseChannel),
+            Phase::Backup(_) | Phase::GoingLive(_) | Phase::Halted => {
+                self.push(Action::CloseChannel);
+            }
         }
     }
 

@@ -246,6 +246,9 @@ impl<T> Node<T> {
 
     pub(crate) fn tick_solo(&mut self) {
         self.finish_ending();
+        if self.backup_wanted.is_some_and(|at| self.now >= at) {
+            self.want_backup();
+        }
         let limit = self.config.timing.detection;
         let now = self.now;
         let released = self.gate.released();
@@ -472,7 +475,10 @@ impl<T> Node<T> {
     pub(crate) fn want_backup(&mut self) {
         let now = self.now.0;
         self.divergences.retain(|at| now - at.0 < DIVERGENCE_WINDOW.0);
+        self.backup_wanted = None;
         if self.divergences.len() >= DIVERGENCES_MAX {
+            self.backup_wanted =
+                self.divergences.front().map(|at| Nanos(at.0 + DIVERGENCE_WINDOW.0));
             self.report(Report::TooManyDivergences);
         } else {
             self.push(Action::NeedBackup);

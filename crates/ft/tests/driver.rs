@@ -126,7 +126,6 @@ fn backup_goes_on_where_the_primary_stopped() {
     let mut a = Side::new(Node::solo(Nanos(0), config(1), generation, LogPos(0)));
     let mut b = Side::new(Node::backup(Nanos(0), config(2)));
     a.node.handle_pair(Nanos(0), PairOptions { hold_guest: true }).unwrap();
-    b.node.handle_channel_opened(Nanos(0));
     for ms in 0..3000 {
         let now = millis(ms);
         let alive = ms < 1000;
@@ -135,7 +134,12 @@ fn backup_goes_on_where_the_primary_stopped() {
                 a.execute(now, &Entry::event(vec![ms as u8]));
             }
             a.drive(now, &mut arbiter);
-            a.channel.drain(..).for_each(|message| b.node.handle_message(now, message));
+            for message in a.channel.drain(..) {
+                match message {
+                    Message::Hello(_) => b.node.handle_incoming(now, message).unwrap(),
+                    _ => b.node.handle_message(now, message),
+                }
+            }
             a.beats.drain(..).for_each(|beat| b.node.handle_heartbeat(now, &beat));
         }
         b.drive(now, &mut arbiter);
