@@ -261,7 +261,8 @@ fn lower_memory(instruction: &Instruction, op: &mut Op, mode_key: u32) {
         }
         _ => op.base = register_number(base),
     }
-    if index != Register::None {
+    // XLAT's index is AL, which its handler adds.
+    if !matches!(index, Register::None | Register::AL) {
         op.index = register_number(index);
         op.scale = instruction.memory_index_scale().trailing_zeros() as u8;
     }

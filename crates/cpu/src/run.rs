@@ -137,7 +137,8 @@ impl Cpu {
                 return;
             }
         }
-        if was_stepping {
+        // After MOV SS there is no single-step trap (Intel SDM vol. 3, 6.8.3).
+        if was_stepping && self.sys.shadow != Shadow::MovSs {
             self.sys.pending_debug |= Dr6::BS;
             self.attention = true;
         }

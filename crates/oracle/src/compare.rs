@@ -8,7 +8,7 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, 
 
 use crate::encode::decode;
 use crate::forms;
-use crate::generate::segment_base;
+use crate::generate::{segment_base, stack_address};
 use crate::state::{
     CS_64, Case, Event, Fx, Mode, Outcome, REGION_BYTES, REGIONS, Selectors, State, Subject,
 };
@@ -39,7 +39,7 @@ pub fn differences(
     let (host, cpu) = (native.0, ours.0);
     let mut found = Vec::new();
     let rules = Rules::of(case, host);
-    if !same_event(&host.event, &cpu.event, &rules) {
+    if !same_event(case, &host.event, &cpu.event, &rules) {
         found.push(format!("event: host {}, ours {}", host.event, cpu.event));
     }
     compare_state(&host.state, &cpu.state, &rules, &mut found);
@@ -52,15 +52,27 @@ pub fn differences(
     found
 }
 
-fn same_event(host: &Event, ours: &Event, rules: &Rules) -> bool {
+fn same_event(case: &Case, host: &Event, ours: &Event, rules: &Rules) -> bool {
     // Linux reports a fault on one of its own addresses, and on the last page below them, as if the
     // page were present, whatever it is.
     const LINUX_USER_END: u64 = 0x7fff_ffff_f000;
     let ignored = u32::from(host.vector == 14 && host.cr2 >= LINUX_USER_END);
-    host.vector == ours.vector
+    if host.vector == ours.vector
         && host.error | ignored == ours.error | ignored
         && (host.cr2 == ours.cr2
             || rules.has_several_accesses && host.cr2.abs_diff(ours.cr2) < SAVE_AREA_BYTES_MAX)
+    {
+        return true;
+    }
+    // #TS, #NP, #SS, #GP, #PF: what segments and pages raise.
+    let are_access_faults = [host, ours].iter().all(|event| matches!(event.vector, 10..=14));
+    let wraps = |event: &Event| event.vector == 14 && event.cr2.wrapping_add(32) as u32 <= 64;
+    are_access_faults
+        && (rules.has_several_accesses
+            || rules.is_misaligned
+            // SDM vol. 3, 5.3: whether an access that wraps at 4 GiB exceeds a limit of 4 GiB is the
+            // implementation's choice.
+            || case.mode != Mode::Long64 && (wraps(host) || wraps(ours)))
 }
 
 /// The largest memory operand that the manual lets a CPU access piece by piece in any order.
@@ -76,10 +88,15 @@ struct Rules {
     is_approximate: bool,
     /// The instruction that faulted has several accesses, in an order that the manual leaves open.
     has_several_accesses: bool,
+    /// An operand of 16 bytes or more is misaligned, which is #GP beside whatever else is wrong
+    /// with its address.
+    is_misaligned: bool,
     /// Bits of the general registers that are compared.
     gpr_mask: u64,
     /// A 16-bit double shift by more than 16: flags and result are undefined (SDM SHLD, SHRD).
     result_ignored: Option<Register>,
+    /// A general register whose upper half is not compared.
+    upper_ignored: Option<usize>,
 }
 
 impl Rules {
@@ -104,7 +121,7 @@ impl Rules {
             rules.gpr_mask = 0xffff_ffff;
         }
         if let Some(instr) = faulted(case, host) {
-            rules.has_several_accesses = forms::has_several_accesses(&instr);
+            rules.add_fault(case, &instr);
         }
         rules
     }
@@ -113,13 +130,34 @@ impl Rules {
     fn result_bits(&self, number: usize) -> u64 {
         match self.result_ignored {
             Some(reg) if reg.full_register().number() == number => 0xffff,
+            _ if self.upper_ignored == Some(number) => u64::MAX << 32,
             _ => 0,
+        }
+    }
+
+    /// Rules for an instruction that did not complete.
+    fn add_fault(&mut self, case: &Case, instr: &Instruction) {
+        use Mnemonic as M;
+        self.has_several_accesses = forms::has_several_accesses(instr);
+        self.is_misaligned = instr.memory_size().size() >= 16
+            && operand_address(case, instr, |_| true).is_some_and(|at| at % 16 != 0);
+        if self.has_several_accesses {
+            // What was pushed before the fault lies below the stack pointer.
+            const PUSHED_BYTES_MAX: u64 = 33 * 8;
+            let at = stack_address(case).wrapping_sub(PUSHED_BYTES_MAX);
+            self.holes.push(Hole { at, len: PUSHED_BYTES_MAX });
+            if let Some(at) = operand_address(case, instr, is_written) {
+                self.holes.push(Hole { at, len: instr.memory_size().size() as u64 });
+            }
+        }
+        if matches!(instr.mnemonic(), M::Popa | M::Popad) {
+            // What was popped before the fault.
+            self.gpr_mask = 0;
         }
     }
 
     fn add(&mut self, case: &Case, instr: &Instruction) {
         use Mnemonic as M;
-        let is_written = |access| !matches!(access, OpAccess::Read | OpAccess::NoMemAccess);
         let image = || operand_address(case, instr, is_written);
         match instr.mnemonic() {
             M::Fxsave | M::Fxsave64 | M::Xsave | M::Xsave64 => {
@@ -147,6 +185,11 @@ impl Rules {
                     self.holes.push(Hole { at, len: 2 });
                 }
             }
+            // SDM CMPXCHG writes the destination back when the comparison fails, which clears the
+            // upper half of a 32-bit register; APM CMPXCHG leaves it alone.
+            M::Cmpxchg if instr.op0_register().is_gpr32() => {
+                self.upper_ignored = Some(instr.op0_register().full_register().number());
+            }
             _ => {}
         }
         self.is_approximate |= forms::is_approximate(instr.code());
@@ -154,6 +197,10 @@ impl Rules {
             self.fsw_ignored |= 0x220; // C1 and PE follow from the last bit of the result
         }
     }
+}
+
+fn is_written(access: OpAccess) -> bool {
+    !matches!(access, OpAccess::Read | OpAccess::NoMemAccess)
 }
 
 /// The address of the first memory operand with an access that is asked for, as the registers are

@@ -52,7 +52,16 @@ impl Generator {
         if rng.one_in(12) {
             case.state.rflags |= AC;
         }
-        if encoded.instr.memory_size().size() > 8 {
+        let is_far = matches!(
+            encoded.instr.mnemonic(),
+            Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+        ) || encoded.instr.is_call_far_indirect();
+        if is_far && mode == Mode::Long64 {
+            // Whether a far transfer to 32-bit code still uses all 64 bits of RSP differs.
+            let offset = case.state.gpr[RSP] & 0x1fff;
+            case.state.gpr[RSP] = DATA + offset;
+        }
+        if encoded.instr.memory_size().size() > 8 || forms::has_several_accesses(&encoded.instr) {
             // SDM MOVDQU: whether a 16-byte operand raises #AC is the implementation's choice.
             case.state.rflags &= !AC;
         }
@@ -261,6 +270,10 @@ pub fn segment_base(state: &State, mode: Mode, segment: Register) -> u64 {
     }
 }
 
+fn is_canonical(address: u64) -> bool {
+    address.wrapping_add(1 << 47) >> 48 == 0
+}
+
 fn address_mask(size: CodeSize) -> u64 {
     match size {
         CodeSize::Code16 => 0xffff,
@@ -295,7 +308,12 @@ fn fit_one(
         }
         return;
     }
-    let offset = target.wrapping_sub(base_value) & mask;
+    let mut offset = target.wrapping_sub(base_value) & mask;
+    if has_segment && is_canonical(target) && !is_canonical(offset) {
+        // AMD raises #GP for a non-canonical offset too, Intel only for the sum.
+        set_segment_base(&mut case.state, used.segment(), 0);
+        offset = target & mask;
+    }
     let is_explicit = (0..encoded.instr.op_count())
         .any(|op| encoded.instr.op_kind(op) == OpKind::Memory)
         && used.base() == encoded.instr.memory_base()
@@ -594,7 +612,8 @@ fn set_contents(case: &mut Case, instr: &Instruction, memory: &[UsedMemory], rng
 }
 
 /// The linear address of the top of the stack.
-fn stack_address(case: &Case) -> u64 {
+#[must_use]
+pub fn stack_address(case: &Case) -> u64 {
     let pointer = case.state.gpr[RSP];
     if case.mode == Mode::Long64 {
         return pointer;

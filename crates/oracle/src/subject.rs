@@ -223,13 +223,8 @@ fn start_state() -> CpuState {
     let sys = &mut state.sys;
     sys.cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG;
     sys.cr3 = TABLES;
-    sys.cr4 = Cr4::DE
-        | Cr4::PAE
-        | Cr4::PGE
-        | Cr4::OSFXSR
-        | Cr4::OSXMMEXCPT
-        | Cr4::FSGSBASE
-        | Cr4::OSXSAVE;
+    // Linux leaves CR4.DE clear.
+    sys.cr4 = Cr4::PAE | Cr4::PGE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::FSGSBASE | Cr4::OSXSAVE;
     sys.efer = Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE;
     sys.xcr0 = 3;
     sys.dr6 = Dr6::FIXED;

@@ -590,7 +590,10 @@ fn arpl_r(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
 
 fn arpl_m(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     let source = u16::get(cpu, op.r[1]);
-    cpu.modify::<u16>(env, op, |cpu, target| adjust_rpl(cpu, target, source))
+    let target = cpu.load::<u16>(env, op)?;
+    let result = adjust_rpl(cpu, target, source);
+    // A selector that stays is not written back.
+    if result == target { Ok(()) } else { cpu.store(env, op, result) }
 }
 
 /// The forms of this module.
