@@ -24,7 +24,7 @@ use crate::stamp::Badge;
 
 /// Unflushed writes that are remembered. At the bound the client flushes by itself.
 const UNFLUSHED_BYTES_MAX: usize = 64 << 20;
-/// Pause before the second and every later attempt to connect again.
+/// Pause before an attempt to connect again, unless the last connection was of some use.
 const RECONNECT_EVERY: Duration = Duration::from_millis(200);
 /// The cookie of the flush that the client sends by itself.
 const OWN_FLUSH: u64 = u64::MAX;
@@ -67,6 +67,8 @@ struct State {
     unflushed: Unflushed,
     /// The start of the server's host (or of the server) that all of `unflushed` was written after.
     boot: Option<u128>,
+    /// Replies so far, on all connections.
+    answers: u64,
     /// The connection in use, to end it from outside.
     link: Option<TcpStream>,
     /// This connection ends so that the next one shows another stamp.
@@ -137,6 +139,7 @@ impl NbdClient {
             refused: VecDeque::new(),
             unflushed: Unflushed::default(),
             boot: attached.boot,
+            answers: 0,
             link: None,
             restamped: false,
             deposed: None,
@@ -241,11 +244,14 @@ impl Shared {
     fn supervise(&self, first: Attached) {
         let mut next = Some(first);
         while let Some(attached) = next.take().or_else(|| self.attach_again()) {
+            let answers = self.lock().answers;
             match self.run(attached) {
                 Ended::Broken(why) => {
                     (self.sink)(DiskEvent::Lost { why });
                     // A server that accepts and then fails is not asked as fast as it can fail.
-                    self.pause();
+                    if self.lock().answers == answers {
+                        self.pause();
+                    }
                 }
                 Ended::Restamped => {}
                 Ended::Closed => break,
@@ -509,6 +515,7 @@ impl Shared {
     fn answered(&self, cookie: u64, result: Result<Vec<u8>, DiskError>) {
         let mut state = self.lock();
         let Some((id, op)) = state.pending.remove(&cookie) else { return };
+        state.answers += 1;
         match &*op {
             Op::Flush => state.unflushed.flush_done(cookie, result.is_ok()),
             _ if op.changes() && result.is_ok() && state.badge.is_some() => {
