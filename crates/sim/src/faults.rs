@@ -25,6 +25,8 @@ pub enum Fault {
     CutStorage(Side, u64),
     /// A host loses sight of everything but its clients.
     Isolate(Side, u64),
+    /// Streams from this side to the other make no progress, while datagrams do.
+    StallStream(Side, u64),
     /// All streams break.
     BreakStreams,
     /// The arbiter does not answer.
@@ -66,7 +68,8 @@ impl Fault {
     pub fn single(rng: &mut SeededRng) -> Fault {
         let side = if rng.one_in(2) { Side::Primary } else { Side::Backup };
         let ms = MS * (1 + rng.below(6_000));
-        match rng.below(12) {
+        match rng.below(13) {
+            12 => Fault::StallStream(side, ms),
             0 | 1 => Fault::Kill(side),
             2 => Fault::PowerLoss(side, ms),
             3 | 4 => Fault::Stop(side, ms),
@@ -150,6 +153,13 @@ impl Sim {
                     for other in (0..HOSTS).map(Place::Host).filter(|other| *other != host) {
                         self.net.cut(host, other, now + ns);
                     }
+                }
+            }
+            Fault::StallStream(side, ns) => {
+                let other = if side == Side::Primary { Side::Backup } else { Side::Primary };
+                if let (Some(from), Some(to)) = (self.side(side), self.side(other)) {
+                    let (from, to) = (self.procs[from].host, self.procs[to].host);
+                    self.net.stall(Place::Host(from), Place::Host(to), now + ns);
                 }
             }
             Fault::BreakStreams => self.break_streams(),

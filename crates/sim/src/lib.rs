@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod checks;
+pub mod explore;
 mod faults;
 pub mod machine;
 pub mod net;

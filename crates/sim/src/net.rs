@@ -58,6 +58,8 @@ const RETRANSMIT: u64 = 200 * MS;
 pub struct Net {
     /// Cut links, and until when.
     cuts: BTreeMap<(Place, Place), u64>,
+    /// Directions in which streams make no progress, while datagrams do, and until when.
+    stalls: BTreeMap<(Place, Place), u64>,
     /// How good the others are.
     pub quality: Quality,
     /// How good they are once they are mended.
@@ -71,8 +73,15 @@ impl Net {
         *end = until.max(*end);
     }
 
+    /// Holds up streams from one place to another until `until`; datagrams pass.
+    pub fn stall(&mut self, from: Place, to: Place, until: u64) {
+        let end = self.stalls.entry((from, to)).or_default();
+        *end = until.max(*end);
+    }
+
     /// Mends everything.
     pub fn mend(&mut self) {
+        self.stalls.clear();
         self.cuts.clear();
         self.quality = self.usual;
     }
@@ -95,12 +104,13 @@ impl Net {
         arrivals
     }
 
-    /// When a piece of a stream arrives, which is not before `last`.
+    /// When a piece of a stream from `a` to `b` arrives, which is not before `last`.
     pub fn segment(&self, rng: &mut SeededRng, a: Place, b: Place, now: u64, last: u64) -> u64 {
         let mut at = self.up_at(a, b, now);
         if at > now {
             at += rng.below(RETRANSMIT);
         }
+        at = at.max(self.stalls.get(&(a, b)).copied().unwrap_or(0));
         while rng.below(1000) < self.quality.resent {
             at += RETRANSMIT;
         }

@@ -117,6 +117,9 @@ fn calm(sim: &mut Sim, rng: &mut SeededRng) {
 
 fn single(sim: &mut Sim, rng: &mut SeededRng) {
     let fault = Fault::single(rng);
+    if rng.one_in(2) {
+        sim.run_to_held_output();
+    }
     sim.inject(0, fault);
     sim.run(15_000 * MS);
     finish(sim, true);
@@ -124,6 +127,9 @@ fn single(sim: &mut Sim, rng: &mut SeededRng) {
 
 fn storm(sim: &mut Sim, rng: &mut SeededRng) {
     for (wait, fault) in Fault::storm(rng) {
+        if rng.one_in(4) {
+            sim.run_to_held_output();
+        }
         sim.inject(0, fault);
         sim.run(wait);
     }

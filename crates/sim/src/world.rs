@@ -255,6 +255,23 @@ impl Sim {
         self.owner().map_or(0, |owner| self.procs[owner].node.status().lag.0)
     }
 
+    /// Runs to the next moment at which a protected owner holds an output back.
+    pub fn run_to_held_output(&mut self) {
+        let end = self.now + 1_000 * MS;
+        let holds = |sim: &Sim| {
+            let owner = sim.owner().map(|owner| sim.procs[owner].node.status());
+            owner.is_some_and(|status| status.role == Role::Primary && status.held_outputs > 0)
+        };
+        while self.now < end && !holds(self) {
+            self.run(MS / 50);
+        }
+    }
+
+    /// The most time that a process takes from its check to the wire.
+    pub fn set_emit_delay_max(&mut self, ns: u64) {
+        self.emit_delay_max = ns;
+    }
+
     /// The roles of all processes that have not crashed.
     pub fn roles(&self) -> impl Iterator<Item = ft::Role> {
         let there = |proc: &&Proc| proc.alive || proc.halted.is_some();

@@ -170,6 +170,8 @@ fn winner_whose_answer_is_lost_asks_again_and_goes_live() {
 fn primary_that_was_stopped_until_the_other_was_live_lets_nothing_out() {
     check(|sim| {
         let old = sim.owner();
+        // Its acknowledgement will lie in the socket when the primary wakes.
+        sim.run_to_held_output();
         sim.inject(0, Fault::Stop(Side::Primary, 5 * SECOND));
         sim.run(4 * SECOND);
         assert_eq!(sim.takeovers(), 1);
@@ -194,6 +196,29 @@ fn primary_whose_machine_hangs_is_replaced_and_lets_nothing_out_afterwards() {
             },
         );
     }
+}
+
+/// behaviours 60, 61
+#[test]
+fn new_primary_is_quiet_until_the_last_outputs_of_the_old_one_are_on_the_wire() {
+    check(|sim| {
+        // The backup hears nothing on the stream and claims, while heartbeats still flow; the
+        // acknowledgement of an output comes through at the last moment, and the primary's shell is slow.
+        let timing = Timing::default();
+        sim.set_emit_delay_max(timing.fresh_max().0 * 9 / 10);
+        for _ in 0..4 {
+            sim.run_to_held_output();
+            let late = timing.detection.0 * 85 / 100;
+            sim.inject(0, Fault::StallStream(Side::Backup, late));
+            sim.inject(0, Fault::StallStream(Side::Primary, 3 * SECOND));
+            sim.inject(0, Fault::CutStorage(Side::Primary, 2 * SECOND));
+            sim.run(6 * SECOND);
+            assert!(sim.run_until(10 * SECOND, Sim::protected));
+        }
+        assert_eq!(sim.takeovers(), 4);
+        sim.set_emit_delay_max(MS);
+        check_serves(sim);
+    });
 }
 
 /// behaviour 155
