@@ -289,6 +289,7 @@ fn lint0_can_be_a_fixed_level_interrupt() {
     assert_eq!(apic.acknowledge(), 0x41);
     write(&mut apic, 0, REG_LVT + 0x30, 0x8041);
     assert_eq!(read(&mut apic, 0, REG_LVT + 0x30), 0xc041, "remote IRR is read-only");
+    assert_eq!(read(&mut apic, 0, REG_IRR + 0x20), 0, "and keeps the pin from asking twice");
     write(&mut apic, 0, REG_EOI, 0);
     assert_eq!(apic.acknowledge(), 0x41, "the pin is still high");
     apic.set_lint(0, false);
