@@ -54,6 +54,8 @@ const fn bits(list: &[u32]) -> u32 {
 
 /// Leaf 1 ECX: SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, x2APIC, POPCNT, TSC deadline, XSAVE, hypervisor.
 const FEATURES_1_ECX: u32 = bits(&[0, 9, 13, 19, 20, 21, 23, 24, 26, 31]);
+/// Leaf 1 EDX, bit 9: the local APIC is enabled.
+const APIC: u32 = 1 << 9;
 /// Leaf 1 ECX, bit 27: CR4.OSXSAVE.
 const OSXSAVE: u32 = 1 << 27;
 /// Leaf 1 EDX: FPU, DE, PSE, TSC, MSR, PAE, MCE, CX8, APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE-36,
@@ -95,6 +97,8 @@ pub struct Dynamic {
     pub osxsave: bool,
     /// `IA32_MISC_ENABLE` limits the basic leaves to 2 (bit 22).
     pub limit_leaves: bool,
+    /// `IA32_APIC_BASE` disables the local APIC: leaf 1 does not show one.
+    pub apic_disabled: bool,
 }
 
 /// The answer of CPUID for `function` (EAX) and `index` (ECX).
@@ -122,7 +126,7 @@ fn basic_leaf(function: u32, index: u32, dynamic: Dynamic) -> Leaf {
             SIGNATURE,
             8 << 8 | 1 << 16,
             FEATURES_1_ECX | if dynamic.osxsave { OSXSAVE } else { 0 },
-            FEATURES_1_EDX,
+            FEATURES_1_EDX & if dynamic.apic_disabled { !APIC } else { u32::MAX },
         ),
         // Descriptor 0xff: "use leaf 4".
         2 => leaf_of(0x00ff_ff01, 0, 0, 0),
@@ -194,6 +198,12 @@ mod tests {
         let hidden = 1 << 28 | 1 << 22 | 1 << 12 | 1 << 30 | 1 << 3 | 1 << 17 | 1 << 27;
         assert_eq!((one.ecx & v2, one.ecx & hidden), (v2, 0));
         assert_eq!(leaf(0x8000_0001, 0, Dynamic::default()).ecx & 1, 1, "LAHF in 64-bit mode");
+    }
+
+    #[test]
+    fn a_disabled_apic_is_not_shown() {
+        let edx = |apic_disabled| leaf(1, 0, Dynamic { apic_disabled, ..Dynamic::default() }).edx;
+        assert_eq!(edx(false) ^ edx(true), 1 << 9);
     }
 
     #[test]

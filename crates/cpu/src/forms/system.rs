@@ -1,7 +1,7 @@
 //! System instructions: control, debug and model-specific registers, descriptor tables, CPUID, HLT.
 
 use x86::iced::Code;
-use x86::{Access, Cr0, Cr4, Descriptor, Rflags, Selector, SystemType, Vector, cpuid};
+use x86::{Access, Cr0, Cr4, Descriptor, Rflags, Selector, SystemType, Vector, cpuid, msr};
 
 use crate::access::is_canonical;
 use crate::forms::Form;
@@ -156,10 +156,13 @@ fn rdpmc(cpu: &mut Cpu, _: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
     Err(cpu.gp())
 }
 
-fn cpuid(cpu: &mut Cpu, _: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
+fn cpuid(cpu: &mut Cpu, env: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
+    let apic_base = env.bus.msr_read(cpu.now(), msr::IA32_APIC_BASE);
+    cpu.after_bus(env);
     let dynamic = cpuid::Dynamic {
         osxsave: cpu.sys.cr4 & Cr4::OSXSAVE != 0,
         limit_leaves: cpu.sys.misc_enable & 1 << 22 != 0,
+        apic_disabled: apic_base.is_some_and(|base| base & 1 << 11 == 0),
     };
     let leaf = cpuid::leaf(cpu.gpr(0) as u32, cpu.gpr(1) as u32, dynamic);
     for (r, value) in [(0, leaf.eax), (3, leaf.ebx), (1, leaf.ecx), (2, leaf.edx)] {
