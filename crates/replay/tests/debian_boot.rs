@@ -1,0 +1,167 @@
+//! Debian's kernel as a witness of determinism: the same machine, however its way is cut into slices,
+//! saved, restored, recorded and replayed.
+
+use std::path::PathBuf;
+
+use base::{Digest, Icount, LogPos, SeededRng};
+use machine::event::{Console, Event, Output};
+use machine::{BootPayload, ClockMode, Machine, MachineConfig, Stop};
+use replay::format::{Body, Decoder, Encoder, End, Item};
+use replay::{Passed, Progress, Recorder, Replayer};
+
+/// Far enough for the kernel to unpack itself, patch itself and start its drivers.
+const BOOT_STEPS: u64 = 120_000_000;
+
+fn payload() -> BootPayload {
+    let images = std::env::var_os("LOCKSTEP_IMAGES")
+        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
+    let read = |name: &str| {
+        let path = PathBuf::from(&images).join("bare").join(name);
+        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    BootPayload {
+        kernel: read("vmlinuz"),
+        initrd: Some(read("initrd.img")),
+        cmdline: "console=ttyS0 mitigations=off cryptomgr.notests earlyprintk=ttyS0".to_owned(),
+    }
+}
+
+fn machine(clock: ClockMode) -> Machine {
+    let config = MachineConfig { clock, ..MachineConfig::for_test(256 << 20) };
+    Machine::new(config, payload()).expect("Debian's kernel loads")
+}
+
+/// Runs to `until` in slices that `slice` chooses and drops the outputs.
+fn run_in_slices(machine: &mut Machine, until: Icount, mut slice: impl FnMut() -> u64) -> usize {
+    let mut console_len = 0;
+    while machine.icount() < until {
+        let stop = machine.run(machine.icount().plus(slice()).min(until));
+        while let Some(output) = machine.poll_output() {
+            if let Output::ConsoleOutput { bytes, .. } = output {
+                console_len += bytes.len();
+            }
+        }
+        assert!(!matches!(stop, Stop::Halted | Stop::Off(_)), "the boot came to {stop:?}");
+    }
+    console_len
+}
+
+/// behaviours 13, 16, 25, 29: the same start gives the same states at the same steps, with no log
+/// at all and in slices of any size.
+#[test]
+fn a_boot_is_the_same_however_it_is_sliced() {
+    let digests = |mut slice: Box<dyn FnMut() -> u64>| -> Vec<(usize, Digest)> {
+        let mut machine = machine(ClockMode::Virtual);
+        (1..=3)
+            .map(|third| {
+                let until = Icount(BOOT_STEPS / 3 * third);
+                let console_len = run_in_slices(&mut machine, until, &mut slice);
+                (console_len, machine.digest())
+            })
+            .collect()
+    };
+    let whole = digests(Box::new(|| BOOT_STEPS));
+    let mut rng = SeededRng::new(5);
+    let sliced = digests(Box::new(move || match rng.below(50) {
+        0 => 1 + rng.below(3),
+        _ => 1 + rng.below(30_000),
+    }));
+    assert!(whole[2].0 > 1000, "the kernel printed {} bytes", whole[2].0);
+    assert_eq!(whole, sliced);
+}
+
+/// behaviour 2: a machine restored from a snapshot, with cold caches, goes through the same states.
+#[test]
+fn a_boot_goes_on_the_same_from_a_snapshot() {
+    let mut machine = machine(ClockMode::Virtual);
+    for share in [4, 3, 2] {
+        run_in_slices(&mut machine, Icount(BOOT_STEPS / share), || 1_000_000);
+        let mut copy = Machine::restore(&machine.save()).expect("its own snapshot");
+        assert_eq!(copy.digest(), machine.digest());
+        let until = machine.icount().plus(BOOT_STEPS / 10);
+        run_in_slices(&mut machine, until, || 1_000_000);
+        run_in_slices(&mut copy, until, || 1_000_000);
+        assert_eq!(copy.digest(), machine.digest(), "after a snapshot at 1/{share}");
+    }
+}
+
+/// A boot with clock anchors at random places and rates and keys pressed at random: its log, and
+/// the machine's digest at the end.
+fn recorded_boot(seed: u64) -> (Vec<u8>, Digest) {
+    let mut rng = SeededRng::new(seed);
+    let mut recorder = Recorder::new(machine(ClockMode::Real), LogPos(0));
+    let mut encoder = Encoder::new(LogPos(0), Icount(0));
+    let mut log = Encoder::encode_start(&recorder.save());
+    let mut guest_ns = 0;
+    while recorder.machine().icount() < Icount(BOOT_STEPS) {
+        let until = recorder.machine().icount().plus(1 + rng.below(300_000));
+        match recorder.run(until) {
+            Stop::Reached | Stop::OutputsReady => {}
+            Stop::Halted => guest_ns += 1_000_000,
+            Stop::Off(off) => panic!("the boot ended: {off:?}"),
+        }
+        guest_ns = guest_ns.max(recorder.machine().guest_ns()) + rng.below(200_000);
+        let ns_per_step_q32 = (1 + rng.below(20)) << 31;
+        recorder.inject(Event::Anchor { guest_ns, ns_per_step_q32 });
+        if rng.one_in(20) {
+            let bytes = vec![rng.u64() as u8; 1 + rng.below(3) as usize];
+            recorder.inject(Event::ConsoleInput { console: Console::Serial, bytes });
+        }
+        if rng.one_in(10) {
+            recorder.record_digest();
+        }
+        while recorder.poll_output().is_some() {}
+        recorder.take_entries().into_iter().for_each(|entry| encoder.push(entry));
+        log.extend(encoder.take_bytes());
+    }
+    recorder.record_end(End::RecordingStopped);
+    recorder.take_entries().into_iter().for_each(|entry| encoder.push(entry));
+    log.extend(encoder.take_bytes());
+    (log, recorder.machine().digest())
+}
+
+/// Follows a log to its end; `edit` may change its entries.
+fn follow(log: &[u8], mut edit: impl FnMut(&mut Body)) -> (Progress, Replayer) {
+    let mut decoder = Decoder::new();
+    decoder.feed(log);
+    let Ok(Some(Item::Start(start))) = decoder.poll() else { panic!("no start state") };
+    let mut replayer = Replayer::new(Machine::restore(&start).expect("a start state"), LogPos(0));
+    while let Some(Item::Entry(mut entry)) = decoder.poll().expect("a whole log") {
+        edit(&mut entry.body);
+        replayer.feed(entry);
+    }
+    loop {
+        match replayer.advance(100_000) {
+            Progress::Running => {}
+            end => return (end, replayer),
+        }
+    }
+}
+
+/// behaviours 13, 18, 26: a log with real-time anchors and console input replays to equal digests.
+#[test]
+fn a_recorded_boot_replays_to_the_same_digest() {
+    let (log, digest) = recorded_boot(7);
+    let (end, replayer) = follow(&log, |_| {});
+    assert_eq!(end, Progress::Passed(Passed::End(End::RecordingStopped)));
+    assert!(replayer.digest_count() > 20);
+    assert_eq!(replayer.machine().digest(), digest);
+}
+
+/// behaviours 68, 156: one changed input is found, and named by the window in which it lies.
+#[test]
+fn a_changed_entry_is_found_as_a_divergence() {
+    let (log, _) = recorded_boot(8);
+    let mut anchors = 0;
+    let (end, replayer) = follow(&log, |body| {
+        if let Body::Event(Event::Anchor { guest_ns, .. }) = body {
+            anchors += 1;
+            if anchors == 150 {
+                *guest_ns += 50_000_000;
+            }
+        }
+    });
+    let Progress::Diverged(divergence) = end else { panic!("it ended as {end:?}") };
+    assert!(divergence.agreed < divergence.seen, "{divergence}");
+    assert!(replayer.digest_count() > 0);
+}
