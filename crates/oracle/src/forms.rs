@@ -80,6 +80,8 @@ pub fn is_forbidden(instr: &Instruction, mode: Mode, bytes: &[u8]) -> bool {
     instr.code() == Code::Int_imm8 && instr.immediate8() == 0x80
         || matches!(coverage(instr.code(), mode), Coverage::Excluded(_))
         || mode == Mode::Long64 && is_near_branch(instr) && has_prefix(bytes, &[0x66])
+        // SDM CVTPI2PS: a transition to MMX, also from memory; AMD's make none then.
+        || instr.code() == Code::Cvtpi2ps_xmm_mmm64 && instr.op1_kind() == OpKind::Memory
         // iced takes F3 90 with REX.B for PAUSE; the CPU exchanges R8.
         || instr.code() == Code::Pause && bytes.iter().any(|byte| byte & 0xf1 == 0x41)
         // A repeat prefix on LOOPcc is meaningless by the manuals; on AMD it changes the condition.

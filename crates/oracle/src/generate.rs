@@ -52,15 +52,6 @@ impl Generator {
         if rng.one_in(12) {
             case.state.rflags |= AC;
         }
-        let is_far = matches!(
-            encoded.instr.mnemonic(),
-            Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
-        ) || encoded.instr.is_call_far_indirect();
-        if is_far && mode == Mode::Long64 {
-            // Whether a far transfer to 32-bit code still uses all 64 bits of RSP differs.
-            let offset = case.state.gpr[RSP] & 0x1fff;
-            case.state.gpr[RSP] = DATA + offset;
-        }
         if encoded.instr.memory_size().size() > 8 || forms::has_several_accesses(&encoded.instr) {
             // SDM MOVDQU: whether a 16-byte operand raises #AC is the implementation's choice.
             case.state.rflags &= !AC;
@@ -117,7 +108,9 @@ impl Generator {
         rng: &mut SeededRng,
     ) -> Option<Encoded> {
         let mut encoded = encode::random(code, mode, Addressing::Fixed, at, rng)?;
-        if encoded.instr.rflags_read() & undefined != 0 {
+        if encoded.instr.rflags_read() & undefined != 0
+            || forms::is_forbidden(&encoded.instr, mode, &encoded.bytes)
+        {
             return None;
         }
         let protected = fixed_bases(mode);
@@ -185,10 +178,18 @@ impl Generator {
         let instr = encoded.instr;
         set_counts(case, &instr, rng);
         self.fit_memory(case, encoded, rng);
+        if is_far(&instr) && case.mode == Mode::Long64 {
+            // Whether a far transfer to 32-bit code still uses all 64 bits of RSP differs.
+            let offset = case.state.gpr[RSP] & 0x1fff;
+            case.state.gpr[RSP] = DATA + offset;
+        }
         set_branch(case, encoded, rng);
         let (instr, _) = decode(case.mode, &case.code, case.state.rip);
         set_operands(case, &instr, rng);
         let memory: Vec<UsedMemory> = self.info.info(&instr).used_memory().to_vec();
+        if wraps_at_64_kib(case, &memory) {
+            return None;
+        }
         set_contents(case, &instr, &memory, rng);
         (instr.code() == encoded.instr.code()).then_some(())
     }
@@ -203,6 +204,20 @@ impl Generator {
             fit_one(case, encoded, used, &mut fixed, rng);
         }
     }
+}
+
+fn is_far(instr: &Instruction) -> bool {
+    matches!(instr.mnemonic(), Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq)
+        || instr.is_call_far_indirect()
+}
+
+/// True if an operand with a 16-bit address reaches beyond offset FFFFH: whether it goes on there
+/// or at 0 differs from CPU to CPU.
+fn wraps_at_64_kib(case: &Case, memory: &[UsedMemory]) -> bool {
+    memory.iter().any(|used| {
+        used.address_size() == CodeSize::Code16
+            && effective_address(&case.state, used) + operand_bytes(used.memory_size()) > 0x1_0000
+    })
 }
 
 /// RIP for a place in the code pages.
@@ -412,6 +427,9 @@ fn set_counts(case: &mut Case, instr: &Instruction, rng: &mut SeededRng) {
     );
     if counts && instr.is_string_instruction() {
         let count = if rng.one_in(20) { rng.below(3000) } else { rng.below(24) };
+        // Whether INS and OUTS look at the port's permission if there is nothing to do is left open.
+        let is_io = instr.code().op_code().is_input_output();
+        let count = count + u64::from(is_io);
         case.state.gpr[RCX] = case.state.gpr[RCX] & !0xffff_ffff | count;
         if case.mode == Mode::Long64 && !rng.one_in(8) {
             case.state.gpr[RCX] = count;
@@ -471,7 +489,8 @@ fn set_branch(case: &mut Case, encoded: &Encoded, rng: &mut SeededRng) {
 fn code_selector(case: &Case, rng: &mut SeededRng) -> u16 {
     match rng.below(8) {
         // Linux loops for ever on 64-bit code with a 16-bit stack segment.
-        _ if !is_32_bit(case.state.sel.ss) => CS_32,
+        // With a base, the stack lies elsewhere in 64-bit code.
+        _ if !is_32_bit(case.state.sel.ss) || base_of(case.state.sel.ss) != 0 => CS_32,
         0..=2 => CS_32,
         3 => CS_16,
         4 | 5 => CS_64,
@@ -558,12 +577,25 @@ fn set_operands(case: &mut Case, instr: &Instruction, rng: &mut SeededRng) {
                 case.state.gpr[reg.full_register().number()] = segment_base_value(case.mode, rng);
             }
         }
+        // Outside of these ranges the manual leaves the result undefined.
+        Mnemonic::F2xm1 => limit_exponent(&mut case.state.fx.st[0], 0x3ffe),
+        Mnemonic::Fyl2xp1 => limit_exponent(&mut case.state.fx.st[0], 0x3ffc),
         // XCR0 of the host has more bits than ours; only the two that both have are asked for.
         Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xrstor | Mnemonic::Xrstor64 => {
             case.state.gpr[RAX] = case.state.gpr[RAX] & !0xffff_ffff | rng.below(4);
             case.state.gpr[RDX] &= !0xffff_ffff;
         }
         _ => {}
+    }
+}
+
+/// Scales a finite number down until its biased exponent is at most `max`.
+fn limit_exponent(st: &mut [u8; 16], max: u16) {
+    let word = u16::from_le_bytes([st[8], st[9]]);
+    let exponent = word & 0x7fff;
+    if exponent > max && exponent != 0x7fff {
+        let limited = word & 0x8000 | (max - exponent % 64);
+        st[8..10].copy_from_slice(&limited.to_le_bytes());
     }
 }
 
@@ -648,7 +680,7 @@ fn contents(
             area[512] = rng.below(4) as u8;
             if rng.one_in(8) {
                 // A reserved bit of the header, or one beyond any XCR0.
-                area[512 + rng.below(64) as usize] |= 0x80;
+                area[513 + rng.below(63) as usize] |= 0x80;
             }
             area
         }

@@ -206,18 +206,21 @@ fn enter<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault
     cpu.check_stack_store(env, bottom, ((level + 1) * size) as u32)?;
     cpu.check_stack_store(env, new_sp, size as u32)?;
     let old_frame = cpu.gpr[5];
-    let mut pointers = [T::from_u64(0); 32];
-    for (n, pointer) in pointers.iter_mut().enumerate().take(level.saturating_sub(1) as usize) {
-        *pointer = cpu.load_stack(env, old_frame.wrapping_sub((n as u64 + 1) * size))?;
+    for n in 1..level {
+        cpu.load_stack::<T>(env, old_frame.wrapping_sub(n * size))?;
     }
+    // Nothing faults any more. The old frame may overlap the new one, so the order counts.
     cpu.store_stack(env, frame, T::from_u64(old_frame))?;
     for n in 1..level {
-        cpu.store_stack(env, frame.wrapping_sub(n * size), pointers[n as usize - 1])?;
+        let pointer = cpu.load_stack::<T>(env, old_frame.wrapping_sub(n * size))?;
+        cpu.store_stack(env, frame.wrapping_sub(n * size), pointer)?;
     }
+    // With a 16-bit stack the upper half of ESP goes along.
+    let new_frame = cpu.gpr[4] & !cpu.stack_mask | frame & cpu.stack_mask;
     if level > 0 {
-        cpu.store_stack(env, bottom, T::from_u64(frame))?;
+        cpu.store_stack(env, bottom, T::from_u64(new_frame))?;
     }
-    T::set(cpu, 5, T::from_u64(frame));
+    T::set(cpu, 5, T::from_u64(new_frame));
     cpu.set_sp(new_sp);
     Ok(())
 }

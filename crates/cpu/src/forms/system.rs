@@ -577,26 +577,29 @@ fn verify<const WRITE: bool, const MEM: bool>(
     Ok(())
 }
 
-/// The requested privilege level of ARPL's destination, raised to that of its source.
-fn adjust_rpl(cpu: &mut Cpu, target: u16, source: u16) -> u16 {
+/// The requested privilege level of ARPL's destination, raised to that of its source; and whether
+/// that changed it.
+fn adjust_rpl(target: u16, source: u16) -> (u16, bool) {
     let raise = target & 3 < source & 3;
-    cpu.flags = cpu.flags.with_zf(raise);
-    if raise { target & !3 | source & 3 } else { target }
+    (if raise { target & !3 | source & 3 } else { target }, raise)
 }
 
 fn arpl_r(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let (target, source) = (u16::get(cpu, op.r[0]), u16::get(cpu, op.r[1]));
-    let result = adjust_rpl(cpu, target, source);
+    let (result, raise) = adjust_rpl(u16::get(cpu, op.r[0]), u16::get(cpu, op.r[1]));
     u16::set(cpu, op.r[0], result);
+    cpu.flags = cpu.flags.with_zf(raise);
     Ok(())
 }
 
 fn arpl_m(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let source = u16::get(cpu, op.r[1]);
     let target = cpu.load::<u16>(env, op)?;
-    let result = adjust_rpl(cpu, target, source);
+    let (result, raise) = adjust_rpl(target, u16::get(cpu, op.r[1]));
     // A selector that stays is not written back.
-    if result == target { Ok(()) } else { cpu.store(env, op, result) }
+    if raise {
+        cpu.store(env, op, result)?;
+    }
+    cpu.flags = cpu.flags.with_zf(raise);
+    Ok(())
 }
 
 /// The forms of this module.
