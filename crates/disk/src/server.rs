@@ -374,8 +374,10 @@ impl Shared {
                 Err(error) => return Err(error.into()),
             };
             let reply = Numbered { number: call.number, body: self.store.handle(&call.body) };
-            if let (Call::Ask(request), Reply::Answer(answer)) = (&call.body, &reply.body) {
-                log::info!("VM {}: {:?} -> {:?}", request.vm, request.op, answer.outcome);
+            if let Reply::Answer(answer) = &reply.body
+                && answer.outcome != ft::arbiter::Outcome::Record
+            {
+                log::info!("VM {}: {:?} -> {:?}", answer.vm, answer.op, answer.outcome);
             }
             write_frame(&mut stream, &reply)?;
         }
@@ -480,6 +482,31 @@ mod tests {
         for bad in ["disk", "=x", "d=", "d=x,format=vmdk", "a\nb=x", &long] {
             assert!(bad.parse::<ExportSpec>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_a_server_cannot_start_with_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("disk.img");
+        std::fs::write(&image, [0; 512]).unwrap();
+        let try_it = |listen: &str, state: &str, exports: &[String]| {
+            let exports = exports.iter().map(|spec| spec.parse().unwrap()).collect();
+            let config =
+                Config { listen: listen.to_owned(), exports, state: dir.path().join(state) };
+            Server::bind(&config).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken.local_addr().unwrap().to_string();
+        assert_eq!(try_it(&taken, "state", &[]), format!("cannot listen at {taken}"));
+        let free = "127.0.0.1:0";
+        let here = format!("a={}", image.display());
+        assert!(try_it(free, "disk.img", &[]).starts_with("cannot use state directory"));
+        assert_eq!(try_it(free, "state", &["a=/nowhere".to_owned()]), "cannot export a");
+        assert_eq!(try_it(free, "state", &[here.clone(), here.clone()]), "cannot export a");
+        assert_eq!(try_it(free, "state", &["a=nbd://127.0.0.1:1/x".to_owned()]), "cannot export a");
+        std::fs::create_dir_all(dir.path().join("bad")).unwrap();
+        std::fs::write(dir.path().join("bad/export-a.fence"), "nonsense").unwrap();
+        assert!(try_it(free, "bad", &[here]).contains("export-a.fence is damaged"));
     }
 
     /// A disk whose writes by the old side stay on their way until the test lets them land.
