@@ -215,7 +215,10 @@ impl FpEnv {
             // SSE instructions write nothing then; the x87 delivers a wrapped exponent. FSCALE alone
             // can be so large that even that overflows.
             return match exp - format.wrap {
-                exp if exp > format.exp_max => Parts::infinity(sign),
+                exp if exp > format.exp_max => {
+                    self.raise(flag::PE);
+                    Parts::infinity(sign)
+                }
                 exp => Parts { sign, exp, sig: rounded.sig },
             };
         }
@@ -247,7 +250,10 @@ impl FpEnv {
             }
             self.rounded_up = rounded.up;
             return match result_exp + format.wrap {
-                exp if exp < format.exp_min => Parts::zero(sign),
+                exp if exp < format.exp_min => {
+                    self.raise(flag::PE);
+                    Parts::zero(sign)
+                }
                 exp => Parts { sign, exp, sig: rounded.sig },
             };
         }
