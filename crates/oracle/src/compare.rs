@@ -57,14 +57,17 @@ pub fn differences(
 
 /// True if the manuals leave open whether there is a fault at all.
 fn is_left_open(case: &Case, host: &Outcome, ours: &Outcome) -> bool {
-    const FETCH: u32 = 0x10;
     let Some(instr) = faulted(case, host) else { return false };
-    let is_page_fault = host.event.vector == 14;
     // SDM MASKMOVDQU: faults of bytes that the mask leaves out.
     let is_masked = matches!(instr.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu);
     // Undefined bytes at the end of a page: whether the CPU reads on before it says #UD.
-    let is_cut_off = instr.is_invalid() && is_page_fault && host.event.error & FETCH != 0;
-    is_masked && matches!(host.event.vector, 12..=14) || is_cut_off && ours.event.vector == 6
+    const FETCH: u32 = 0x10;
+    let is_fetch = |event: &Event| event.vector == 14 && event.error & FETCH != 0;
+    let is_undefined = |event: &Event| event.vector == 6;
+    let is_cut_off = instr.is_invalid()
+        && (is_fetch(&host.event) && is_undefined(&ours.event)
+            || is_undefined(&host.event) && is_fetch(&ours.event));
+    is_masked && matches!(host.event.vector, 12..=14) || is_cut_off
 }
 
 fn same_event(case: &Case, host: &Event, ours: &Event, rules: &Rules) -> bool {
@@ -256,7 +259,7 @@ fn executed(case: &Case, host: &Outcome) -> Vec<Instruction> {
         let ip = case.state.rip + at as u64;
         let (instr, _) = decode(case.mode, &case.code[at..], ip);
         let is_here = is_fault && host.state.rip == ip;
-        if instr.is_invalid() || is_here && !is_repeated(&instr) {
+        if instr.is_invalid() || is_here && !forms::is_repeated(&instr) {
             break;
         }
         instrs.push(instr);
@@ -266,11 +269,6 @@ fn executed(case: &Case, host: &Outcome) -> Vec<Instruction> {
         at += instr.len();
     }
     instrs
-}
-
-/// True if the instruction can fault after some of its work is done.
-fn is_repeated(instr: &Instruction) -> bool {
-    instr.is_string_instruction() && (instr.has_rep_prefix() || instr.has_repne_prefix())
 }
 
 fn compare_state(host: &State, ours: &State, rules: &Rules, found: &mut Vec<String>) {

@@ -41,6 +41,9 @@ pub fn coverage(code: Code, mode: Mode) -> Coverage {
         M::Reservednop if code.op_code().op_code() == 0x0d => Coverage::Excluded(
             "a register operand is #UD on AMD (APM PREFETCHW) and a NOP on Intel",
         ),
+        _ if code == Code::Movsxd_r16_rm16 => {
+            Coverage::Excluded("reads 16 bits on Intel (SDM MOVSXD) and 32 on AMD")
+        }
         _ if is_intel_far_64(code) => Coverage::Excluded(
             "REX.W far pointers are Intel's alone (SDM JMP, CALL, LSS; APM: REX.W is ignored)",
         ),
@@ -72,14 +75,17 @@ fn is_amd_only(code: Code, mode: Mode) -> bool {
     mode == Mode::Long64 && op.amd_decoder64() && !op.intel_decoder64()
 }
 
-/// True if the instruction as it stands is not compared: because it must not run natively, or
-/// because AMD and Intel define it differently and we present an Intel CPU. (A SYSCALL by accident
+/// True if the instruction as it stands is not compared: because it belongs to an extension that
+/// the guest does not have and the host may, because it must not run natively, or because AMD and Intel define it differently and we present an Intel CPU. (A SYSCALL by accident
 /// would do no harm, but its result is the filter's.)
 #[must_use]
 pub fn is_forbidden(instr: &Instruction, mode: Mode, bytes: &[u8]) -> bool {
-    instr.code() == Code::Int_imm8 && instr.immediate8() == 0x80
+    !instr.is_invalid() && !instr.code().cpuid_features().iter().all(is_v2)
+        || instr.code() == Code::Int_imm8 && instr.immediate8() == 0x80
         || matches!(coverage(instr.code(), mode), Coverage::Excluded(_))
         || mode == Mode::Long64 && is_near_branch(instr) && has_prefix(bytes, &[0x66])
+        // APM MOV CRn: with LOCK it reaches CR8 in every mode; Intel has no such encoding.
+        || has_prefix(bytes, &[0xf0]) && bytes.windows(2).any(|it| matches!(it, [0x0f, 0x20 | 0x22]))
         // SDM CVTPI2PS: a transition to MMX, also from memory; AMD's make none then.
         || instr.code() == Code::Cvtpi2ps_xmm_mmm64 && instr.op1_kind() == OpKind::Memory
         // iced takes F3 90 with REX.B for PAUSE; the CPU exchanges R8.
@@ -269,8 +275,12 @@ const RESULT_FLAGS: u32 = RflagsBits::OF
 #[must_use]
 pub fn undefined_after(instr: &Instruction, before: u32) -> u32 {
     let defined = instr.rflags_written() | instr.rflags_cleared() | instr.rflags_set();
-    if is_shift(instr) {
+    if is_repeated(instr) {
         // With a count of 0 every flag stays.
+        return before;
+    }
+    if is_shift(instr) {
+        // Likewise.
         return before
             | instr.rflags_undefined()
             | RflagsBits::OF
@@ -323,6 +333,12 @@ pub fn undefined_after_single(instr: &Instruction, cl: u8) -> u32 {
             overflow | RflagsBits::AF | carry
         }
     }
+}
+
+/// True for a string instruction with a repeat prefix.
+#[must_use]
+pub fn is_repeated(instr: &Instruction) -> bool {
+    instr.is_string_instruction() && (instr.has_rep_prefix() || instr.has_repne_prefix())
 }
 
 fn is_shift(instr: &Instruction) -> bool {
