@@ -127,12 +127,16 @@ impl Input {
         }
         let mut disk_tree = Tree::default();
         if let Some(disk) = &recipe.disk {
-            if let Some(tree) = &disk.tree {
-                disk_tree = Tree::read(&folder.join(tree))?;
+            for tree in &disk.tree {
+                disk_tree.extend(Tree::read(&folder.join(tree))?);
             }
-            if let Some(setup) = &disk.setup {
+            let mut script = Vec::new();
+            for setup in &disk.setup {
                 let path = folder.join(setup);
-                disk_tree.insert_file(SETUP, fs::read(&path).at("read", &path)?);
+                script.extend(fs::read(&path).at("read", &path)?);
+            }
+            if !script.is_empty() {
+                disk_tree.insert_file(SETUP, script);
             }
         }
         let mirrors = request.mirrors.clone();
@@ -422,7 +426,7 @@ const VM: &str = "vm.toml";
 const SSH_KEY: &str = "ssh_key";
 
 /// Goes up when the same recipe gives another image.
-const BUILDER_VERSION: u64 = 1;
+const BUILDER_VERSION: u64 = 2;
 
 /// 1 January 2025.
 const EPOCH_DEFAULT: u32 = 1_735_689_600;

@@ -100,7 +100,7 @@ impl Debian {
             let version = overlay.kernel_version;
             mmdebstrap.arg(format!("--customize-hook=chroot \"$1\" depmod {version}"));
         }
-        if disk.setup.is_some() {
+        if !disk.setup.is_empty() {
             mmdebstrap.arg(format!(
                 "--customize-hook=chroot \"$1\" /bin/sh /{SETUP} && rm \"$1/{SETUP}\""
             ));

@@ -50,10 +50,12 @@ pub struct Disk {
     pub packages: Vec<String>,
     /// The size of the disk.
     pub size_mib: u64,
-    /// A folder beside the recipe whose content is laid over the installed system.
-    pub tree: Option<PathBuf>,
-    /// A shell script beside the recipe that is run in the installed system.
-    pub setup: Option<PathBuf>,
+    /// Folders beside the recipe whose content is laid over the installed system, in this order.
+    #[serde(default)]
+    pub tree: Vec<PathBuf>,
+    /// Shell scripts beside the recipe that are run in the installed system, in this order.
+    #[serde(default)]
+    pub setup: Vec<PathBuf>,
     /// Whether the kernel's modules are installed too.
     #[serde(default)]
     pub kernel_modules: bool,
