@@ -130,7 +130,7 @@ impl Pm {
     /// If it cannot be in that state.
     pub fn restore(state: PmState) -> Result<Pm, RestoreError> {
         let reserved = state.status & !STATUS_ALL != 0
-            || state.enable & !EVENTS != 0
+            || state.enable & !ENABLE_KEPT != 0
             || state.control & !CONTROL_KEPT != 0;
         if reserved || state.seen_ticks > TICKS_MAX {
             return Err(impossible(PmState::KIND, "a reserved bit is set"));
@@ -145,7 +145,7 @@ impl Pm {
         match offset & !1 {
             // Status bits are cleared by writing ones.
             0 => s.status &= !word,
-            2 => s.enable = (s.enable & kept | word) & EVENTS,
+            2 => s.enable = (s.enable & kept | word) & ENABLE_KEPT,
             4 => {
                 s.control = (s.control & kept | word) & CONTROL_KEPT;
                 let sleep_type = (s.control >> 10 & 7) as u8;
@@ -173,6 +173,8 @@ const STATUS_POWER_BUTTON: u16 = 1 << 8;
 /// Events that can be enabled.
 const EVENTS: u16 = STATUS_TIMER | STATUS_GLOBAL | STATUS_POWER_BUTTON;
 const STATUS_ALL: u16 = EVENTS;
+/// The clock's event can be enabled, as Linux does, and never comes: its alarm is IRQ 8.
+const ENABLE_KEPT: u16 = EVENTS | 1 << 10;
 const SCI_EN: u16 = 1 << 0;
 const SLP_EN: u16 = 1 << 13;
 /// BM_RLD and SLP_TYP.
@@ -209,7 +211,7 @@ mod tests {
         assert!(!pm.irq_level());
         pm.port_write(0, PORT_PM1A_EVENT + 2, 2, 0xffff).unwrap();
         assert!(pm.irq_level());
-        assert_eq!(pm.port_read(0, PORT_PM1A_EVENT, 4), Some(0x0121_0100));
+        assert_eq!(pm.port_read(0, PORT_PM1A_EVENT, 4), Some(0x0521_0100));
         pm.port_write(0, PORT_PM1A_EVENT, 2, 0x0021).unwrap();
         assert!(pm.irq_level(), "other bits were cleared");
         pm.port_write(0, PORT_PM1A_EVENT, 2, 0x0100).unwrap();
