@@ -3,9 +3,10 @@
 //! Each process has a control socket there, `NAME.sock`, and a note, `NAME.json`, that names the other
 //! hosts where the VM may be once this process is gone. The note outlives the process on purpose.
 
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -49,7 +50,13 @@ pub struct Note {
     pub peers: Vec<String>,
     /// The key file for talking to them, unless encryption is off.
     pub key: Option<PathBuf>,
+    /// Processes of this host that ran the VM or were to, as the arbiter knows them, latest last. At
+    /// most [`CLAIMANTS_MAX`].
+    pub claimants: Vec<String>,
 }
+
+/// Claimants remembered for each VM.
+const CLAIMANTS_MAX: usize = 64;
 
 /// A run directory.
 #[derive(Clone, Debug)]
@@ -78,6 +85,35 @@ impl RunDir {
         self.0.join(format!("{name}.json"))
     }
 
+    fn lock(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.lock"))
+    }
+
+    /// Whether the process `claimant` of VM `name`, which ran on this host, has ended for certain.
+    /// `own` is the claimant of the process that asks, if it has that VM.
+    #[must_use]
+    pub fn is_gone(&self, name: &str, claimant: &str, own: Option<&str>) -> bool {
+        let known =
+            self.read_note(name).is_some_and(|note| note.claimants.iter().any(|c| c == claimant));
+        if !known || own == Some(claimant) {
+            return false;
+        }
+        // Whoever holds the lock is the only process of that VM here.
+        own.is_some() || File::open(self.lock(name)).is_ok_and(|lock| lock.try_lock().is_ok())
+    }
+
+    /// Adds `claimant` to the note about `name`, before anybody else may hear of it.
+    ///
+    /// # Errors
+    /// [`RunDirError::Directory`].
+    pub fn add_claimant(&self, name: &str, claimant: &str) -> Result<(), RunDirError> {
+        let mut note = self.read_note(name).unwrap_or_default();
+        note.claimants.push(claimant.to_owned());
+        let excess = note.claimants.len().saturating_sub(CLAIMANTS_MAX);
+        note.claimants.drain(..excess);
+        self.write_note(name, &note)
+    }
+
     /// Listens for control connections under `name`.
     ///
     /// # Errors
@@ -89,16 +125,21 @@ impl RunDir {
         if path.as_os_str().len() > SOCKET_PATH_LEN_MAX {
             return Err(failed(io::ErrorKind::InvalidFilename.into()));
         }
-        if UnixStream::connect(&path).is_ok() {
-            return Err(RunDirError::Taken { name: name.to_owned(), path });
+        let lock = File::create(self.lock(name)).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(RunDirError::Taken { name: name.to_owned(), path });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        // Nobody answers there: its process is gone.
+        // The lock is free, so the socket's process is gone.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
-        Ok(ControlSocket { listener, path })
+        Ok(ControlSocket { listener, path, _lock: lock })
     }
 
     fn create(&self) -> Result<(), RunDirError> {
@@ -120,7 +161,10 @@ impl RunDir {
     pub fn write_note(&self, name: &str, note: &Note) -> Result<(), RunDirError> {
         self.create()?;
         let text = serde_json::to_vec(note).expect("plain data always serializes");
-        std::fs::write(self.note(name), text)
+        // In one step, so that a reader finds the old note or the new one.
+        let new = self.0.join(format!("{name}.json.new"));
+        std::fs::write(&new, text)
+            .and_then(|()| std::fs::rename(&new, self.note(name)))
             .map_err(|source| RunDirError::Directory { path: self.0.clone(), source })
     }
 
@@ -153,6 +197,8 @@ pub struct ControlSocket {
     /// Accepts control connections.
     pub listener: UnixListener,
     path: PathBuf,
+    /// Held as long as the process lives, stopped or not.
+    _lock: File,
 }
 
 impl Drop for ControlSocket {
@@ -177,10 +223,18 @@ mod tests {
         std::fs::rename(dir.join("kept"), run_dir.socket("vm")).unwrap();
         assert!(run_dir.listen("vm").is_ok());
 
-        let note = Note { peers: vec!["b:7".to_owned()], key: None };
+        let note = Note { peers: vec!["b:7".to_owned()], ..Note::default() };
         run_dir.write_note("vm", &note).unwrap();
         assert_eq!(run_dir.read_note("vm"), Some(note));
         assert_eq!(run_dir.names(), ["vm"]);
+
+        run_dir.add_claimant("vm", "c1").unwrap();
+        assert!(run_dir.is_gone("vm", "c1", None));
+        assert!(!run_dir.is_gone("vm", "c2", None), "nobody here knows it");
+        let alive = run_dir.listen("vm").unwrap();
+        assert!(!run_dir.is_gone("vm", "c1", None), "it may be the one that holds the name");
+        assert!(run_dir.is_gone("vm", "c1", Some("c3")));
+        drop(alive);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }
