@@ -24,6 +24,9 @@ pub fn convert<A: Float, B: Float>(env: &mut FpEnv, a: A) -> B {
 /// An integer as a number, rounded to `F`'s format.
 #[inline]
 pub fn from_i64<F: Float>(env: &mut FpEnv, value: i64) -> F {
+    if let Some(exact) = F::host_from_int(value) {
+        return exact;
+    }
     if value == 0 {
         return F::pack(Parts::zero(false));
     }
@@ -73,6 +76,19 @@ pub fn to_int(env: &mut FpEnv, a: Unpacked, rounding: Rounding, width: IntWidth)
     }
     env.raise(flag::IE);
     width.indefinite()
+}
+
+/// A number cut to an integer, as [`to_int`] does with [`Rounding::Zero`].
+#[inline]
+pub fn truncate<F: Float>(env: &mut FpEnv, a: F, width: IntWidth) -> i64 {
+    if let Some(fast) = a.host_truncate() {
+        let limit = width.indefinite();
+        if fast.value >= limit && fast.value < limit.wrapping_neg().wrapping_sub(1) {
+            return env.accept(fast);
+        }
+    }
+    let operand = env.unpack(a);
+    to_int(env, operand, Rounding::Zero, width)
 }
 
 /// An integral magnitude.

@@ -64,11 +64,39 @@ pub trait HostFast: Copy {
     fn host_sqrt(self) -> Option<Fast<Self>> {
         None
     }
+    /// The integer part of a number below 2^62; `inexact` if there is more.
+    #[inline]
+    fn host_truncate(self) -> Option<Fast<i64>> {
+        None
+    }
+    /// An integer that has no more bits than the significand: exact.
+    #[inline]
+    fn host_from_int(_value: i64) -> Option<Self> {
+        None
+    }
     /// The order of two numbers.
     #[inline]
     fn host_compare(self, _other: Self) -> Option<Ordering> {
         None
     }
+}
+
+/// Single to double. Exact for every number, so the host may convert all that are not denormal.
+#[inline]
+pub fn widen(env: &mut FpEnv, a: u32) -> u64 {
+    if a.plain() { f64::from(f32::from_bits(a)).to_bits() } else { super::convert(env, a) }
+}
+
+/// Double to single. The host rounds to nearest as well, and converting back tells if it had to.
+#[inline]
+pub fn narrow(env: &mut FpEnv, a: u64) -> u32 {
+    let host = f64::from_bits(a) as f32;
+    let value = host.to_bits();
+    if env.may_use_host() && a.in_range(1) && value.in_range(2) {
+        let inexact = f64::from(host).to_bits() != a;
+        return env.accept(Fast { value, inexact });
+    }
+    super::convert(env, a)
 }
 
 /// The x87 format has no host counterpart.
@@ -131,6 +159,23 @@ macro_rules! host_fast {
                 let root = $bits::odd_part(value);
                 // Doubling the exponent by an odd number of places leaves the odd part alone.
                 Some(Fast { value, inexact: root * root != $bits::odd_part(self) })
+            }
+
+            #[inline]
+            fn host_truncate(self) -> Option<Fast<i64>> {
+                let number = $host::from_bits(self);
+                if !self.plain() || number.abs() >= (1i64 << 62) as $host {
+                    return None;
+                }
+                // Rust's conversion cuts towards zero; below 2^62 it never saturates.
+                let value = number as i64;
+                Some(Fast { value, inexact: value as $host != number })
+            }
+
+            #[inline]
+            fn host_from_int(value: i64) -> Option<$bits> {
+                let fits = value.unsigned_abs() >> ($frac_bits + 1) == 0;
+                fits.then(|| (value as $host).to_bits())
             }
 
             #[inline]

@@ -179,6 +179,20 @@ fn the_host_path_gives_the_bits_and_flags_of_the_integer_path() {
             let (x, y) = (f(&mut fast, a, b), f(&mut slow, a, b));
             assert_eq!((x, fast.flags), (y, slow.flags), "case {case}: op {op} on {a:x} {b:x}");
         }
+        for width in [IntWidth::I32, IntWidth::I64] {
+            let (mut fast, mut slow) = (FpEnv::sse(DEFAULT), integers_only());
+            let (x, y) = (
+                truncate(&mut fast, a, width),
+                to_int(&mut slow, a.unpack(), Rounding::Zero, width),
+            );
+            assert_eq!((x, fast.flags), (y, slow.flags), "case {case}: {a:x} to {width:?}");
+        }
+        let (mut fast, mut slow) = (FpEnv::sse(DEFAULT), integers_only());
+        let (x, y) = (narrow(&mut fast, a), convert::<u64, u32>(&mut slow, a));
+        assert_eq!((x, fast.flags), (y, slow.flags), "case {case}: single of {a:x}");
+        let (mut fast, mut slow) = (FpEnv::sse(DEFAULT), integers_only());
+        let (x, y) = (widen(&mut fast, c), convert::<u32, u64>(&mut slow, c));
+        assert_eq!((x, fast.flags), (y, slow.flags), "case {case}: double of {c:x}");
         let singles: [Op<u32>; 5] = [add, sub, mul, div, |env, a, _| sqrt(env, a)];
         for (op, f) in singles.iter().enumerate() {
             let (mut fast, mut slow) = (FpEnv::sse(DEFAULT), integers_only());

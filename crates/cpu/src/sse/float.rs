@@ -269,6 +269,9 @@ pub(crate) fn to_int<F: FloatLane>(
     rounding: Option<Rounding>,
     width: IntWidth,
 ) -> i64 {
+    if rounding == Some(Rounding::Zero) {
+        return sf::truncate(env, low::<F>(b), width);
+    }
     let operand = env.unpack(low::<F>(b));
     sf::to_int(env, operand, rounding.unwrap_or(env.rounding), width)
 }
@@ -332,20 +335,20 @@ pub(crate) fn cvtpi2ps(env: &mut FpEnv, a: u128, b: u128) -> u128 {
 
 pub(crate) fn cvtps2pd(env: &mut FpEnv, b: u128) -> u128 {
     let lanes = u32::split(b);
-    u64::join([0, 1].map(|i: usize| sf::convert(env, lanes[i])))
+    u64::join([0, 1].map(|i: usize| sf::widen(env, lanes[i])))
 }
 
 pub(crate) fn cvtpd2ps(env: &mut FpEnv, b: u128) -> u128 {
-    let [low, high] = u64::split(b).map(|value| sf::convert::<u64, u32>(env, value));
+    let [low, high] = u64::split(b).map(|value| sf::narrow(env, value));
     u32::join([low, high, 0, 0])
 }
 
 pub(crate) fn cvtss2sd(env: &mut FpEnv, a: u128, b: u128) -> u128 {
-    let result: u64 = sf::convert(env, low::<u32>(b));
+    let result = sf::widen(env, low::<u32>(b));
     with_low(a, result)
 }
 
 pub(crate) fn cvtsd2ss(env: &mut FpEnv, a: u128, b: u128) -> u128 {
-    let result: u32 = sf::convert(env, low::<u64>(b));
+    let result = sf::narrow(env, low::<u64>(b));
     with_low(a, result)
 }

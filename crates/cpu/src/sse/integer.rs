@@ -17,16 +17,12 @@ macro_rules! lanewise {
 }
 
 lanewise! {
-    paddb: u8, |a, b| a.wrapping_add(b);
-    paddw: u16, |a, b| a.wrapping_add(b);
     paddd: u32, |a, b| a.wrapping_add(b);
     paddq: u64, |a, b| a.wrapping_add(b);
     paddsb: i8, |a, b| a.saturating_add(b);
     paddsw: i16, |a, b| a.saturating_add(b);
     paddusb: u8, |a, b| a.saturating_add(b);
     paddusw: u16, |a, b| a.saturating_add(b);
-    psubb: u8, |a, b| a.wrapping_sub(b);
-    psubw: u16, |a, b| a.wrapping_sub(b);
     psubd: u32, |a, b| a.wrapping_sub(b);
     psubq: u64, |a, b| a.wrapping_sub(b);
     psubsb: i8, |a, b| a.saturating_sub(b);
@@ -48,23 +44,17 @@ lanewise! {
         let product = |shift: u16| i32::from((a >> shift) as u8) * i32::from((b >> shift) as i8);
         (product(0) + product(8)).clamp(-0x8000, 0x7fff) as u16
     };
-    pcmpeqb: u8, |a, b| if a == b { !0 } else { 0 };
-    pcmpeqw: u16, |a, b| if a == b { !0 } else { 0 };
     pcmpeqd: u32, |a, b| if a == b { !0 } else { 0 };
     pcmpeqq: u64, |a, b| if a == b { !0 } else { 0 };
-    pcmpgtb: i8, |a, b| if a > b { !0 } else { 0 };
-    pcmpgtw: i16, |a, b| if a > b { !0 } else { 0 };
     pcmpgtd: i32, |a, b| if a > b { !0 } else { 0 };
     pcmpgtq: i64, |a, b| if a > b { !0 } else { 0 };
     pavgb: u8, |a, b| ((u16::from(a) + u16::from(b) + 1) >> 1) as u8;
     pavgw: u16, |a, b| ((u32::from(a) + u32::from(b) + 1) >> 1) as u16;
-    pminub: u8, |a, b| a.min(b);
     pminsb: i8, |a, b| a.min(b);
     pminuw: u16, |a, b| a.min(b);
     pminsw: i16, |a, b| a.min(b);
     pminud: u32, |a, b| a.min(b);
     pminsd: i32, |a, b| a.min(b);
-    pmaxub: u8, |a, b| a.max(b);
     pmaxsb: i8, |a, b| a.max(b);
     pmaxuw: u16, |a, b| a.max(b);
     pmaxsw: i16, |a, b| a.max(b);
@@ -80,6 +70,78 @@ lanewise! {
     pandn: u64, |a, b| !a & b;
     por: u64, |a, b| a | b;
     pxor: u64, |a, b| a ^ b;
+}
+
+/// Lanes of `W` bits inside one integer: what string functions use most, without taking registers
+/// apart.
+mod swar {
+    /// The top bit of every lane.
+    const fn tops<const W: u32>() -> u128 {
+        u128::MAX / ((1 << W) - 1) << (W - 1)
+    }
+
+    /// All ones in the lanes whose top bit is set in `bits`, where no other bit may be.
+    #[inline(always)]
+    fn spread<const W: u32>(bits: u128) -> u128 {
+        let ones = bits >> (W - 1);
+        (ones << W).wrapping_sub(ones)
+    }
+
+    #[inline(always)]
+    pub(super) fn add<const W: u32>(a: u128, b: u128) -> u128 {
+        let tops = tops::<W>();
+        // Without top bits nothing carries into the next lane; those add like exclusive or.
+        ((a & !tops) + (b & !tops)) ^ ((a ^ b) & tops)
+    }
+
+    #[inline(always)]
+    pub(super) fn sub<const W: u32>(a: u128, b: u128) -> u128 {
+        let tops = tops::<W>();
+        ((a | tops) - (b & !tops)) ^ ((a ^ !b) & tops)
+    }
+
+    #[inline(always)]
+    pub(super) fn equal<const W: u32>(a: u128, b: u128) -> u128 {
+        let tops = tops::<W>();
+        let differs = a ^ b;
+        spread::<W>(!((differs & !tops) + !tops | differs) & tops)
+    }
+
+    /// Unsigned `a < b`.
+    #[inline(always)]
+    pub(super) fn below<const W: u32>(a: u128, b: u128) -> u128 {
+        let tops = tops::<W>();
+        let difference = (a | tops) - (b & !tops);
+        spread::<W>((!a & b | !(a ^ b) & !difference) & tops)
+    }
+
+    /// Signed `a > b`.
+    #[inline(always)]
+    pub(super) fn greater<const W: u32>(a: u128, b: u128) -> u128 {
+        below::<W>(b ^ tops::<W>(), a ^ tops::<W>())
+    }
+}
+
+macro_rules! by_swar {
+    ($($name:ident: |$a:ident, $b:ident| $body:expr;)*) => {$(
+        #[inline]
+        pub(crate) fn $name($a: u128, $b: u128) -> u128 {
+            $body
+        }
+    )*};
+}
+
+by_swar! {
+    paddb: |a, b| swar::add::<8>(a, b);
+    paddw: |a, b| swar::add::<16>(a, b);
+    psubb: |a, b| swar::sub::<8>(a, b);
+    psubw: |a, b| swar::sub::<16>(a, b);
+    pcmpeqb: |a, b| swar::equal::<8>(a, b);
+    pcmpeqw: |a, b| swar::equal::<16>(a, b);
+    pcmpgtb: |a, b| swar::greater::<8>(a, b);
+    pcmpgtw: |a, b| swar::greater::<16>(a, b);
+    pminub: |a, b| a & swar::below::<8>(a, b) | b & !swar::below::<8>(a, b);
+    pmaxub: |a, b| b & swar::below::<8>(a, b) | a & !swar::below::<8>(a, b);
 }
 
 /// Shifts whose count is a whole quadword: `name: lane, |a, count| within, beyond the lane's width`.
@@ -229,7 +291,10 @@ pub(crate) fn psadbw(a: u128, b: u128) -> u128 {
 /// The top bits of all bytes.
 #[inline]
 pub(crate) fn pmovmskb(a: u128) -> u64 {
-    u8::split(a).iter().enumerate().fold(0, |mask, (i, byte)| mask | u64::from(byte >> 7) << i)
+    // The product moves bit 8 * i to bit 56 + i; no two terms meet.
+    let gather =
+        |half: u64| (half >> 7 & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+    gather(a as u64) | gather((a >> 64) as u64) << 8
 }
 
 #[inline]
@@ -435,4 +500,47 @@ pub(crate) fn movshdup(a: u128) -> u128 {
 #[inline]
 pub(crate) fn movddup(a: u128) -> u128 {
     punpcklqdq(a, a)
+}
+
+#[cfg(test)]
+mod tests {
+    use base::SeededRng;
+
+    use super::*;
+
+    #[test]
+    fn lanes_inside_an_integer_agree_with_lanes_taken_apart() {
+        let mut rng = SeededRng::new(1);
+        for _ in 0..40_000 {
+            let mut register = || {
+                let bits = u128::from(rng.u64()) << 64 | u128::from(rng.u64());
+                // Often lanes of 0, ones or only a top bit, which carries get wrong first.
+                if rng.one_in(2) {
+                    bits
+                } else {
+                    u8::map(bits, |b| [0, 0xff, 0x80, b][usize::from(b & 3)])
+                }
+            };
+            let (a, b) = (register(), register());
+            let mask = |set: bool| if set { !0 } else { 0 };
+            assert_eq!(paddb(a, b), u8::zip(a, b, u8::wrapping_add), "{a:x} {b:x}");
+            assert_eq!(paddw(a, b), u16::zip(a, b, u16::wrapping_add), "{a:x} {b:x}");
+            assert_eq!(psubb(a, b), u8::zip(a, b, u8::wrapping_sub), "{a:x} {b:x}");
+            assert_eq!(psubw(a, b), u16::zip(a, b, u16::wrapping_sub), "{a:x} {b:x}");
+            assert_eq!(pcmpeqb(a, b), u8::zip(a, b, |a, b| mask(a == b) as u8), "{a:x} {b:x}");
+            assert_eq!(pcmpeqw(a, b), u16::zip(a, b, |a, b| mask(a == b) as u16), "{a:x} {b:x}");
+            assert_eq!(pcmpgtb(a, b), i8::zip(a, b, |a, b| mask(a > b) as i8), "{a:x} {b:x}");
+            assert_eq!(pcmpgtw(a, b), i16::zip(a, b, |a, b| mask(a > b) as i16), "{a:x} {b:x}");
+            assert_eq!(pminub(a, b), u8::zip(a, b, Ord::min), "{a:x} {b:x}");
+            assert_eq!(pmaxub(a, b), u8::zip(a, b, Ord::max), "{a:x} {b:x}");
+        }
+    }
+
+    #[test]
+    fn pmovmskb_gathers_every_top_bit() {
+        for bit in 0..16 {
+            assert_eq!(pmovmskb(0x80 << (8 * bit)), 1 << bit);
+            assert_eq!(pmovmskb(!(0x80 << (8 * bit))), 0xffff ^ 1 << bit);
+        }
+    }
 }

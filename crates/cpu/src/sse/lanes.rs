@@ -10,24 +10,10 @@ pub(crate) trait Lane: Copy {
     fn join(lanes: Self::Vector) -> u128;
 
     /// Applies `f` lane by lane.
-    #[inline(always)]
-    fn map(a: u128, f: impl Fn(Self) -> Self) -> u128 {
-        let mut lanes = Self::split(a);
-        for lane in lanes.as_mut() {
-            *lane = f(*lane);
-        }
-        Self::join(lanes)
-    }
+    fn map(a: u128, f: impl Fn(Self) -> Self) -> u128;
 
     /// Applies `f` to both registers lane by lane.
-    #[inline(always)]
-    fn zip(a: u128, b: u128, f: impl Fn(Self, Self) -> Self) -> u128 {
-        let (mut lanes, b) = (Self::split(a), Self::split(b));
-        for (lane, b) in lanes.as_mut().iter_mut().zip(b.as_ref()) {
-            *lane = f(*lane, *b);
-        }
-        Self::join(lanes)
-    }
+    fn zip(a: u128, b: u128, f: impl Fn(Self, Self) -> Self) -> u128;
 }
 
 macro_rules! lane {
@@ -50,6 +36,25 @@ macro_rules! lane {
                     *chunk = lane.to_le_bytes();
                 }
                 u128::from_le_bytes(bytes)
+            }
+
+            // Counted loops over arrays of known length become vector instructions.
+            #[inline(always)]
+            fn map(a: u128, f: impl Fn($lane) -> $lane) -> u128 {
+                let mut lanes = <$lane>::split(a);
+                for i in 0..$count {
+                    lanes[i] = f(lanes[i]);
+                }
+                <$lane>::join(lanes)
+            }
+
+            #[inline(always)]
+            fn zip(a: u128, b: u128, f: impl Fn($lane, $lane) -> $lane) -> u128 {
+                let (mut lanes, b) = (<$lane>::split(a), <$lane>::split(b));
+                for i in 0..$count {
+                    lanes[i] = f(lanes[i], b[i]);
+                }
+                <$lane>::join(lanes)
             }
         }
     )*};
