@@ -29,9 +29,8 @@ pub(crate) struct Follower {
     primary: Option<(Generation, Claimant)>,
     start: Option<StartPoint>,
     state_len: u64,
-    /// Digest of the machine, once it is restored; told to the primary once heartbeats pass.
-    loaded: Option<Digest>,
-    loaded_told: bool,
+    /// The machine is restored.
+    loaded: bool,
     received: LogPos,
     received_len: u64,
     executed_len: u64,
@@ -57,8 +56,7 @@ impl Default for Follower {
             primary: None,
             start: None,
             state_len: 0,
-            loaded: None,
-            loaded_told: false,
+            loaded: false,
             received: LogPos(0),
             received_len: 0,
             executed_len: 0,
@@ -77,7 +75,7 @@ impl Follower {
     }
 
     pub(crate) fn run_state(&self) -> RunState {
-        if self.loaded.is_some() { RunState::Running } else { RunState::Paused }
+        if self.loaded { RunState::Running } else { RunState::Paused }
     }
 
     pub(crate) fn fill_status(&self, own: Progress, status: &mut Status) {
@@ -91,16 +89,15 @@ impl Follower {
     fn ack(&self, own: Progress) -> Option<Ack> {
         let start = self.start?;
         // Before the machine is there it stands where it will be loaded.
-        let progress = match self.loaded {
-            Some(_) if own.pos >= start.pos => own,
-            _ => Progress { icount: start.icount, pos: start.pos },
-        };
+        let there = self.loaded && own.pos >= start.pos;
+        let progress = if there { own } else { Progress { icount: start.icount, pos: start.pos } };
         Some(Ack {
             generation: start.generation,
             received: self.received,
             progress,
             credit: self.executed_len + BACKUP_BUFFER_LEN_MAX,
             echo: self.echo,
+            heartbeats: self.watch.heartbeat_heard(),
         })
     }
 
@@ -135,14 +132,15 @@ impl<T> Node<T> {
     pub fn handle_loaded(&mut self, now: Nanos, generation: Generation, digest: Digest) {
         self.handle_tick(now);
         let Phase::Backup(follower) = &mut self.phase else { return };
-        if follower.generation() != Some(generation) || follower.loaded.is_some() {
+        if follower.generation() != Some(generation) || follower.loaded {
             return;
         }
-        follower.loaded = Some(digest);
+        follower.loaded = true;
+        self.push(Action::Send(Message::Loaded { generation, digest }));
+        let Phase::Backup(follower) = &mut self.phase else { return };
         for (first, entries) in std::mem::take(&mut follower.spool) {
             self.push(Action::Replay { first, entries });
         }
-        self.tell_loaded();
     }
 
     /// The machine differs from the primary's: this side never goes live.
@@ -218,7 +216,6 @@ impl<T> Node<T> {
         follower.hear(now, heartbeat.sent);
         follower.watch.handle_heartbeat();
         follower.watch.handle_progress(heartbeat.run, heartbeat.progress, true);
-        self.tell_loaded();
     }
 
     pub(crate) fn handle_executed_by_backup(&mut self) {
@@ -347,13 +344,16 @@ impl<T> Node<T> {
         let mut end = None;
         for control in entries.iter().filter_map(Entry::as_control) {
             match control {
-                Control::Armed(of) if Some(of) == generation && follower.loaded_told => {
+                Control::Armed(of) if Some(of) == generation && follower.loaded => {
                     follower.armed = true;
                 }
                 Control::End { generation: of, reason } if Some(of) == generation => {
                     end = Some(reason);
                 }
-                _ => return self.backup_hears_nonsense("a control entry of another generation"),
+                // What an earlier pairing left behind in the machine's queue means nothing any more.
+                Control::Armed(of) | Control::End { generation: of, .. }
+                    if Some(of) < generation => {}
+                _ => return self.backup_hears_nonsense("a control entry out of place"),
             }
         }
         follower.received = LogPos(first.0 + entries.len() as u64);
@@ -369,21 +369,10 @@ impl<T> Node<T> {
             }
             return self.halt(Halted::Ended(reason));
         }
-        if follower.loaded.is_some() {
+        if follower.loaded {
             self.push(Action::Replay { first, entries });
         } else {
             follower.spool.push((first, entries));
-        }
-    }
-
-    fn tell_loaded(&mut self) {
-        let Phase::Backup(follower) = &mut self.phase else { return };
-        let (Some(digest), Some(generation)) = (follower.loaded, follower.generation()) else {
-            return;
-        };
-        if !follower.loaded_told && follower.watch.heartbeat_heard() {
-            follower.loaded_told = true;
-            self.push(Action::Send(Message::Loaded { generation, digest }));
         }
     }
 

@@ -225,6 +225,8 @@ pub struct Ack {
     pub credit: u64,
     /// The highest [`Log::sent`] or [`Heartbeat::sent`] it has read.
     pub echo: Option<Nanos>,
+    /// A heartbeat of the primary has come through.
+    pub heartbeats: bool,
 }
 
 /// How far a machine is.

@@ -35,7 +35,7 @@ pub enum PairingFailure {
     #[error("the backup fell silent")]
     Silent,
     /// No heartbeat came through.
-    #[error("the backup's heartbeats do not arrive; is UDP blocked between the hosts?")]
+    #[error("heartbeats do not arrive; is UDP blocked between the hosts?")]
     NoHeartbeat,
     /// Both loaded the same start state and got different machines.
     #[error("the backup's machine differs at the start ({theirs}, here {ours})")]
@@ -87,6 +87,8 @@ pub(crate) struct Pair {
     pub(crate) ping_wanted: bool,
     pub(crate) lag: LagController,
     stage: Stage,
+    /// The backup has heard a heartbeat.
+    heartbeats: bool,
     channel: Channel,
     hold_guest: bool,
     start: Option<StartPoint>,
@@ -131,6 +133,7 @@ impl Pair {
             ping_wanted: false,
             lag: LagController::new(CLONING_SPEED_MIN),
             stage: Stage::Connecting,
+            heartbeats: false,
             channel: Channel::Opening,
             hold_guest: options.hold_guest,
             start: None,
@@ -157,6 +160,11 @@ impl Pair {
             status.executed = stream.executed();
             status.unacked_len = stream.unacked_len();
         }
+    }
+
+    /// In both directions.
+    fn heartbeats_pass(&self) -> bool {
+        self.heartbeats && self.watch.heartbeat_heard()
     }
 
     fn enter(&mut self, now: Nanos, stage: Stage) {
@@ -257,9 +265,7 @@ impl<T> Node<T> {
         let waited = now.0.saturating_sub(pair.since.0) >= patience.0;
         let failure = match pair.stage {
             Stage::Arming if waited => Some(PairingFailure::ArbiterSilent),
-            Stage::Loaded if waited && !pair.watch.heartbeat_heard() => {
-                Some(PairingFailure::NoHeartbeat)
-            }
+            Stage::Loaded if waited && !pair.heartbeats_pass() => Some(PairingFailure::NoHeartbeat),
             // Between these stages nobody but this side's own shell has anything to do.
             Stage::Snapshot | Stage::Arming => None,
             _ => pair.watch.silent(patience).then_some(PairingFailure::Silent),
@@ -272,7 +278,7 @@ impl<T> Node<T> {
             pair.lag.handle_lag(now, lag);
             let outputs = pair.start.map_or(0, |start| start.outputs);
             // Outputs from before the start point are not the backup's to repeat.
-            let ready = pair.watch.heartbeat_heard() && released >= outputs && lag <= LAG_HIGH;
+            let ready = pair.heartbeats_pass() && released >= outputs && lag <= LAG_HIGH;
             if let Some(backup) = pair.backup.filter(|_| ready) {
                 pair.enter(now, Stage::Arming);
                 let generation = pair.generation;
@@ -539,6 +545,7 @@ impl<T> Node<T> {
             pair.channel = Channel::InUse;
             pair.pinged = None;
         }
+        pair.heartbeats |= ack.heartbeats;
         pair.handle_progress(RunState::Running, ack.progress);
         let reached = |pos: Option<LogPos>| pos.is_some_and(|pos| ack.received >= pos);
         let protected = reached(pair.armed) && !std::mem::replace(&mut pair.protected, true);
@@ -597,6 +604,8 @@ impl<T> Node<T> {
         let Phase::Solo(solo) = &mut self.phase else { return };
         let Some(mut pair) = solo.pair.take() else { return };
         pair.enter(self.now, Stage::Committed);
+        // What it missed while it was loading is not held against it.
+        pair.watch = Watch::default();
         pair.hold_guest = false;
         pair.lag.set_min(SPEED_MIN);
         let acked = pair.stream.as_ref().map_or(LogPos(0), LogStream::acked);

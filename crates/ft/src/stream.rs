@@ -132,7 +132,7 @@ impl LogStream {
         let first = self.sent;
         let skip = (first.pos.0 - self.acked.pos.0) as usize;
         let mut batch = vec![];
-        for entry in self.entries.iter().skip(skip) {
+        for entry in self.entries.range(skip..) {
             let next = self.sent.after(entry);
             if next.len > self.credit || (!batch.is_empty() && next.len - first.len > BATCH_LEN_MAX)
             {
