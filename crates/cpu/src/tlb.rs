@@ -130,7 +130,7 @@ impl Tlb {
 
     pub(crate) fn base_of(&self, view: View, uncached: bool) -> usize {
         let view = if uncached { VIEW_UNCACHED } else { view as usize };
-        self.bank << BANK_SHIFT | view * PAGES
+        (self.bank << BANK_SHIFT) | (view * PAGES)
     }
 
     pub(crate) fn bank(&self) -> usize {
@@ -217,9 +217,9 @@ impl Tlb {
     /// The bases of every view that is filled, of the banks that are in use.
     fn bases(&self) -> impl Iterator<Item = usize> + use<> {
         let banks = self.banks;
-        (0..BANKS)
-            .filter(move |bank| banks[*bank].is_some())
-            .flat_map(|bank| (0..VIEW_UNCACHED).map(move |view| bank << BANK_SHIFT | view * PAGES))
+        (0..BANKS).filter(move |bank| banks[*bank].is_some()).flat_map(|bank| {
+            (0..VIEW_UNCACHED).map(move |view| (bank << BANK_SHIFT) | (view * PAGES))
+        })
     }
 
     pub(crate) fn exec(&self, user: bool, linear: u64) -> Option<u64> {

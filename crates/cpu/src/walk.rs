@@ -203,14 +203,14 @@ impl Cpu {
         if pdpte & Pte::P == 0 {
             return Err(NOT_PRESENT);
         }
-        let pde = walk.step(mem, pdpte & ADDRESS | (linear >> 21 & 511) * 8, reserved, None)?;
+        let pde = walk.step(mem, pdpte & ADDRESS | ((linear >> 21 & 511) * 8), reserved, None)?;
         walk_last_levels(walk, mem, linear, pde, reserved)
     }
 
     fn walk_32(&self, mem: &GuestMem, linear: u64) -> Result<(Walk, Leaf), Denied> {
         let mut walk = Walk::new(false);
         let linear = linear & 0xffff_ffff;
-        let pde = walk.step(mem, self.sys.cr3 & 0xffff_f000 | (linear >> 22) * 4, 0, None)?;
+        let pde = walk.step(mem, self.sys.cr3 & 0xffff_f000 | ((linear >> 22) * 4), 0, None)?;
         if pde & Pte::PS != 0 && self.sys.cr4 & Cr4::PSE != 0 {
             if pde & 1 << 21 != 0 {
                 return Err(RESERVED);
@@ -219,7 +219,7 @@ impl Cpu {
             let page = pde & 0xffc0_0000 | (pde >> 13 & 0xff) << 32;
             return Ok((walk, Leaf { gpa: page | linear & 0x3f_ffff }));
         }
-        let pte = walk.step(mem, pde & 0xffff_f000 | (linear >> 12 & 1023) * 4, 0, None)?;
+        let pte = walk.step(mem, pde & 0xffff_f000 | ((linear >> 12 & 1023) * 4), 0, None)?;
         Ok((walk, Leaf { gpa: pte & 0xffff_f000 | linear & 0xfff }))
     }
 
@@ -312,7 +312,7 @@ fn walk_last_levels(
         return large_page(walk, linear, 21);
     }
     let table_linear = Some(linear & !0x1f_ffff);
-    let at = pde & ADDRESS | (linear >> 12 & 511) * 8;
+    let at = pde & ADDRESS | ((linear >> 12 & 511) * 8);
     let pte = walk.step(mem, at, reserved, table_linear)?;
     Ok((walk, Leaf { gpa: pte & ADDRESS | linear & 0xfff }))
 }
