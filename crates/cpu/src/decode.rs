@@ -1,6 +1,6 @@
 //! From bytes to [`Op`]s: `iced-x86` decodes, this resolves the operands.
 
-use x86::iced::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use x86::iced::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 use x86::{Access, Cr0, Cr4};
 
 use crate::forms::{self, Gate};
@@ -77,14 +77,34 @@ pub(crate) fn decode(bytes: &[u8], mode_key: u32, offset: u64) -> Decoded {
     let mut decoder = Decoder::with_ip(bits, bytes, 0, OPTIONS);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
-        let is_long = bytes.len() >= INSTRUCTION_BYTES_MAX;
-        return match decoder.last_error() {
-            DecoderError::NoMoreBytes if !is_long => Decoded::NeedMore,
-            DecoderError::NoMoreBytes => Decoded::Op(bare(too_long, 0), Ends::Yes),
-            _ => Decoded::Op(bare(undefined, 0), Ends::Yes),
-        };
+        let is_cut = decoder.last_error() == DecoderError::NoMoreBytes;
+        if is_cut && bytes.len() < INSTRUCTION_BYTES_MAX {
+            return Decoded::NeedMore;
+        }
+        let run: Handler = if is_too_long(bytes, bits) { too_long } else { undefined };
+        return Decoded::Op(unreadable(run, offset), Ends::Yes);
     }
     lower(&instruction, mode_key, offset)
+}
+
+/// True if 15 bytes do not hold the instruction because of its prefixes: without them what is left
+/// of the bytes is the beginning of an instruction.
+fn is_too_long(bytes: &[u8], bits: u32) -> bool {
+    let is_prefix = |byte: &u8| {
+        let legacy = matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+        legacy || bits == 64 && byte & 0xf0 == 0x40
+    };
+    let prefixes = bytes.iter().take_while(|byte| is_prefix(byte)).count();
+    if bytes.len() < INSTRUCTION_BYTES_MAX || prefixes == 0 {
+        return false;
+    }
+    let mut decoder = Decoder::with_ip(bits, &bytes[prefixes..], 0, OPTIONS);
+    decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
+}
+
+/// Something that is no instruction: it faults where it starts.
+fn unreadable(run: Handler, offset: u64) -> Op {
+    Op { end: offset as u16, ..bare(run, Code::INVALID as u16) }
 }
 
 fn bare(run: Handler, code: u16) -> Op {
