@@ -93,6 +93,13 @@ impl ResetPorts {
     }
 }
 
+/// True for an access that belongs to PCI's address register at 0xcf8, which is not there. The reset
+/// control register lies inside it and takes bytes only: a search for PCI must not reset the machine.
+#[must_use]
+pub fn is_pci_address(port: u16, len: u8) -> bool {
+    len > 1 && port <= 0xcfb && u32::from(port) + u32::from(len) > 0xcf8
+}
+
 /// The reset control register; the FADT's reset register is here.
 pub const PORT_RESET: u16 = 0xcf9;
 /// What the FADT says to write there: a full reset.
@@ -111,6 +118,14 @@ mod tests {
         assert_eq!(ports.port_write(PORT_RESET, RESET_VALUE), reset);
         assert_eq!(ports.port_read(PORT_RESET), Some(RESET_VALUE));
         assert_eq!(ports.port_write(PORT_RESET, RESET_VALUE), Some(None), "it did not rise");
+    }
+
+    #[test]
+    fn words_around_the_reset_control_register_are_pcis() {
+        let accesses =
+            [(0xcf8, 4), (0xcf8, 2), (0xcf9, 2), (0xcf5, 4), (0xcf9, 1), (0xcf6, 2), (0xcfc, 4)];
+        let expected = [true, true, true, true, false, false, false];
+        assert_eq!(accesses.map(|(port, len)| is_pci_address(port, len)), expected);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use devices::interrupts::{Interrupts, InterruptsState};
 use devices::layout::{IRQ_COM1, IRQ_RTC, IRQ_SCI, IRQ_TIMER, PORT_COM1};
 use devices::pit::{Pit, PitState};
 use devices::pm::{Pm, PmState};
-use devices::reset::{ResetPorts, ResetState};
+use devices::reset::{ResetPorts, ResetState, is_pci_address};
 use devices::rtc::{Rtc, RtcConfig, RtcState};
 use devices::uart::{Uart, UartState};
 use mem::{GuestMem, LOW_RAM_MAX};
@@ -355,6 +355,9 @@ impl Board {
 
     /// Devices whose registers are wider than a byte. `None`: nothing of them is there.
     fn wide_port_read(&mut self, now_ns: u64, port: u16, len: u8) -> Option<u32> {
+        if is_pci_address(port, len) {
+            return Some(u32::MAX >> (32 - u32::from(len) * 8));
+        }
         let debug_exit = self.debug_exit.as_ref();
         self.pm
             .port_read(now_ns, port, len)
@@ -363,6 +366,9 @@ impl Board {
     }
 
     fn wide_port_write(&mut self, now_ns: u64, port: u16, len: u8, value: u32) -> Option<()> {
+        if is_pci_address(port, len) {
+            return Some(());
+        }
         if let Some(request) = self.pm.port_write(now_ns, port, len, value) {
             self.request_power(request);
             return Some(());
