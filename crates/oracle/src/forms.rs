@@ -122,7 +122,7 @@ fn has_prefix(bytes: &[u8], wanted: &[u8]) -> bool {
 /// The forms that are compared in `mode`: all that the interpreter has, but for the excluded.
 pub fn compared(mode: Mode) -> impl Iterator<Item = Code> {
     Code::values().filter(move |code| {
-        cpu::forms::lookup(*code).is_some()
+        is_implemented(*code)
             && encode::is_encodable(*code, mode)
             && !matches!(coverage(*code, mode), Coverage::Excluded(_))
     })
@@ -132,6 +132,21 @@ pub fn compared(mode: Mode) -> impl Iterator<Item = Code> {
 pub fn level_v2(mode: Mode) -> impl Iterator<Item = Code> {
     Code::values().filter(move |code| {
         encode::is_encodable(*code, mode) && code.cpuid_features().iter().all(is_v2)
+    })
+}
+
+/// The interpreter has the form, or the form is #UD by definition.
+fn is_implemented(code: Code) -> bool {
+    use Mnemonic as M;
+    cpu::forms::lookup(code).is_some() || matches!(code.mnemonic(), M::Ud0 | M::Ud1 | M::Ud2)
+}
+
+/// Forms of the CPU model that the interpreter does not have.
+pub fn missing() -> impl Iterator<Item = (Code, Mode)> {
+    Mode::ALL.into_iter().flat_map(|mode| {
+        level_v2(mode)
+            .filter(move |code| !is_implemented(*code) && !is_amd_only(*code, mode))
+            .map(move |code| (code, mode))
     })
 }
 
@@ -260,6 +275,8 @@ pub fn is_sequence_member(code: Code, mode: Mode) -> bool {
                 // Results that the manual leaves undefined for some operands.
                 | M::Shld | M::Shrd | M::Bsf | M::Bsr
                 | M::Wrfsbase | M::Wrgsbase
+                // MXCSR as memory has it, with AMD's bit 17.
+                | M::Ldmxcsr
         )
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oracle::forms::Coverage;
 use oracle::native;
-use oracle::run::{Kind, Plan, Report, Unit, run};
+use oracle::run::{Count, Kind, Plan, Report, form_name, run};
 use oracle::state::Mode;
 use oracle::subject::Interpreter;
 use oracle::{forms, units};
@@ -16,7 +16,7 @@ usage: oracle [--seed N] [--mode 32|64] [--form NAME]... [--cases N | --case N] 
   --seed N      names all random numbers (1)
   --mode BITS   only 32-bit or only 64-bit code
   --form NAME   only this form: an iced-x86 code name such as add_rm64_r64, `sequence` or `bytes`
-  --cases N     cases per form (200); sequences and random bytes get 100 times as many
+  --cases N     cases per form (200); sequences and random bytes get 50 times as many
   --case N      only the case with this number
   --seconds N   go on with new cases until this much time is over
   --list        print a row for every form, not only for those that stand out
@@ -130,32 +130,35 @@ fn print_summary(plan: &Plan, report: &Report, list: bool) {
     if list {
         print_excluded();
     }
-    let sum = |field: fn(&oracle::run::Count) -> u64| report.counts.iter().map(field).sum::<u64>();
+    for (code, mode) in forms::missing() {
+        println!("{} {}: not implemented", form_name(code), mode.bits());
+    }
+    let sum = |field: fn(&Count) -> u64| report.counts.iter().map(field).sum::<u64>();
     let singles = plan.units.iter().filter(|unit| matches!(unit.kind, Kind::Single(_))).count();
     let cases = sum(|count| count.cases);
     println!(
-        "{singles} forms, {cases} cases, {} completed, {} different, {:.1} s, {:.0} cases/s",
+        "seed {}: {singles} forms, {cases} cases, {} completed, {} different, {} not finished by \
+         the host, {:.1} s, {:.0} cases/s",
+        plan.seed,
         sum(|count| count.completed),
         sum(|count| count.different),
+        sum(|count| count.host_hung),
         report.elapsed.as_secs_f64(),
         cases as f64 / report.elapsed.as_secs_f64()
     );
 }
 
+/// The forms of the CPU model that are compared in part or not at all, and why.
 fn print_excluded() {
-    println!("not covered:");
-    for unit in Mode::ALL.into_iter().flat_map(|mode| {
-        forms::level_v2(mode).map(move |code| Unit { kind: Kind::Single(code), mode })
-    }) {
-        let Kind::Single(code) = unit.kind else { continue };
-        match forms::coverage(code, unit.mode) {
-            Coverage::Full => {}
-            Coverage::FaultOnly => {
-                println!("  {} {}: only its fault at CPL 3", unit.name(), unit.mode.bits());
-            }
-            Coverage::Excluded(reason) => {
-                println!("  {} {}: {reason}", unit.name(), unit.mode.bits());
-            }
+    println!("covered in part, or not:");
+    for mode in Mode::ALL {
+        for code in forms::level_v2(mode) {
+            let why = match forms::coverage(code, mode) {
+                Coverage::Full => continue,
+                Coverage::FaultOnly => "only its fault at CPL 3: the form is privileged",
+                Coverage::Excluded(reason) => reason,
+            };
+            println!("  {} {}: {why}", form_name(code), mode.bits());
         }
     }
 }

@@ -47,7 +47,7 @@ impl Unit {
     #[must_use]
     pub fn name(&self) -> String {
         match self.kind {
-            Kind::Single(code) => format!("{code:?}").to_lowercase(),
+            Kind::Single(code) => form_name(code),
             Kind::Sequence => "sequence".to_owned(),
             Kind::Bytes => "bytes".to_owned(),
         }
@@ -65,6 +65,12 @@ impl Unit {
     }
 }
 
+/// iced's name of a form, in lower case.
+#[must_use]
+pub fn form_name(code: Code) -> String {
+    format!("{code:?}").to_lowercase()
+}
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -74,7 +80,7 @@ pub struct Plan {
     pub units: Vec<Unit>,
     /// First case number.
     pub first: u64,
-    /// Cases per unit and round; sequences and bytes get `FACTOR` times as many.
+    /// Cases per unit and round; sequences and bytes get [`FACTOR`] times as many.
     pub cases: u64,
     /// Run exactly one case of every unit, sequences and bytes too.
     pub only_one: bool,
@@ -83,7 +89,7 @@ pub struct Plan {
 }
 
 /// Sequences and random bytes stand for many forms.
-pub const FACTOR: u64 = 100;
+pub const FACTOR: u64 = 50;
 
 /// Counts of one unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
