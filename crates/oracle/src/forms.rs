@@ -265,6 +265,8 @@ pub fn is_sequence_member(code: Code, mode: Mode) -> bool {
     code.flow_control() == iced_x86::FlowControl::Next
         && coverage(code, mode) == Coverage::Full
         && !is_approximate(code)
+        // Its upper half differs between the vendors.
+        && code != Code::Cmpxchg_rm32_r32
         && !matches!(
             code.mnemonic(),
             // Images of the x87 pointers, or wholesale state.

@@ -354,12 +354,9 @@ fn one(
         for line in &found {
             let _ = writeln!(text, "  ** {line}"); // writing to a String cannot fail
         }
-        if host.event != cpu.event {
-            let _ = writeln!(
-                text,
-                "  (host ended at {:#x}, ours at {:#x})",
-                host.state.rip, cpu.state.rip
-            );
+        for (who, outcome) in [("host", &host), ("ours", &cpu)] {
+            let (event, rip) = (outcome.event, outcome.state.rip);
+            let _ = writeln!(text, "  {who} ended at {rip:#x} with {event}");
         }
         println!("{text}  repeat: {}\n", command(plan.seed, unit, number));
     }
