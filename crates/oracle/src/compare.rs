@@ -42,7 +42,7 @@ pub fn differences(
         return found;
     }
     let rules = Rules::of(case, host);
-    if !same_event(case, &host.event, &cpu.event, &rules) {
+    if !same_event(&host.event, &cpu.event, &rules) {
         found.push(format!("event: host {}, ours {}", host.event, cpu.event));
     }
     compare_state(&host.state, &cpu.state, &rules, &mut found);
@@ -77,7 +77,7 @@ fn is_left_open(case: &Case, host: &Outcome, ours: &Outcome) -> bool {
     is_masked && matches!(host.event.vector, 12..=14) || is_cut_off
 }
 
-fn same_event(case: &Case, host: &Event, ours: &Event, rules: &Rules) -> bool {
+fn same_event(host: &Event, ours: &Event, rules: &Rules) -> bool {
     // Linux reports a fault on one of its own addresses, and on the last page below them, as if the
     // page were present, whatever it is.
     const LINUX_USER_END: u64 = 0x7fff_ffff_f000;
@@ -91,13 +91,8 @@ fn same_event(case: &Case, host: &Event, ours: &Event, rules: &Rules) -> bool {
     }
     // #TS, #NP, #SS, #GP, #PF: what segments and pages raise.
     let are_access_faults = [host, ours].iter().all(|event| matches!(event.vector, 10..=14));
-    let wraps = |event: &Event| event.vector == 14 && event.cr2.wrapping_add(32) as u32 <= 64;
-    are_access_faults
-        && (rules.has_several_accesses
-            || rules.is_misaligned
-            // SDM vol. 3, 5.3: whether an access that wraps at 4 GiB exceeds a limit of 4 GiB is the
-            // implementation's choice.
-            || case.mode != Mode::Long64 && (wraps(host) || wraps(ours)))
+    are_access_faults && (rules.has_several_accesses || rules.is_misaligned)
+        || rules.wraps && [host, ours].iter().all(|event| matches!(event.vector, 10..=14 | 17))
 }
 
 /// The largest memory operand that the manual lets a CPU access piece by piece in any order.
@@ -116,6 +111,9 @@ struct Rules {
     /// An operand of 16 bytes or more is misaligned, which is #GP beside whatever else is wrong
     /// with its address.
     is_misaligned: bool,
+    /// An operand or the stack wraps at 4 GiB. SDM vol. 3, 5.3: whether that exceeds a limit of
+    /// 4 GiB is the implementation's choice.
+    wraps: bool,
     /// Bits of the general registers that are compared.
     gpr_mask: u64,
     /// A 16-bit double shift by more than 16: flags and result are undefined (SDM SHLD, SHRD).
@@ -146,7 +144,7 @@ impl Rules {
             rules.gpr_mask = 0xffff_ffff;
         }
         if let Some(instr) = faulted(case, host) {
-            rules.add_fault(case, &instr);
+            rules.add_fault(case, &host.state, &instr);
         }
         rules
     }
@@ -160,18 +158,23 @@ impl Rules {
         }
     }
 
-    /// Rules for an instruction that did not complete.
-    fn add_fault(&mut self, case: &Case, instr: &Instruction) {
+    /// Rules for an instruction that did not complete; `state` is what it started from.
+    fn add_fault(&mut self, case: &Case, state: &State, instr: &Instruction) {
         use Mnemonic as M;
         self.has_several_accesses = forms::has_several_accesses(instr);
         self.is_misaligned = instr.memory_size().size() >= 16
-            && operand_address(case, instr, |_| true).is_some_and(|at| at % 16 != 0);
+            && operand_address(case.mode, state, instr, |_| true).is_some_and(|at| at % 16 != 0);
+        let wraps = |at: u64| (at as u32).wrapping_add(64) < 128;
+        self.wraps = case.mode != Mode::Long64
+            && (wraps(stack_address(case.mode, state))
+                || operand_address(case.mode, state, instr, |_| true).is_some_and(wraps)
+                || instr.mnemonic() == M::Leave && wraps(state.gpr[5]));
         if self.has_several_accesses {
             // What was pushed before the fault lies below the stack pointer.
             const PUSHED_BYTES_MAX: u64 = 33 * 8;
-            let at = stack_address(case).wrapping_sub(PUSHED_BYTES_MAX);
+            let at = stack_address(case.mode, state).wrapping_sub(PUSHED_BYTES_MAX);
             self.holes.push(Hole { at, len: PUSHED_BYTES_MAX });
-            if let Some(at) = operand_address(case, instr, is_written) {
+            if let Some(at) = operand_address(case.mode, state, instr, is_written) {
                 self.holes.push(Hole { at, len: instr.memory_size().size() as u64 });
             }
         }
@@ -183,7 +186,7 @@ impl Rules {
 
     fn add(&mut self, case: &Case, instr: &Instruction) {
         use Mnemonic as M;
-        let image = || operand_address(case, instr, is_written);
+        let image = || operand_address(case.mode, &case.state, instr, is_written);
         match instr.mnemonic() {
             M::Fxsave | M::Fxsave64 | M::Xsave | M::Xsave64 => {
                 if let Some(at) = image() {
@@ -221,7 +224,11 @@ impl Rules {
         }
         self.is_approximate |= forms::is_approximate(instr.code());
         if self.is_approximate {
-            self.fsw_ignored |= 0x220; // C1 and PE follow from the last bit of the result
+            // C1 and PE follow from the last bit of the result; ES and B from an unmasked PE.
+            self.fsw_ignored |= 0x220;
+            if case.state.fx.fcw & 0x20 == 0 {
+                self.fsw_ignored |= 0x8080;
+            }
         }
     }
 }
@@ -230,10 +237,10 @@ fn is_written(access: OpAccess) -> bool {
     !matches!(access, OpAccess::Read | OpAccess::NoMemAccess)
 }
 
-/// The address of the first memory operand with an access that is asked for, as the registers are
-/// before the case.
+/// The address of the first memory operand with an access that is asked for.
 fn operand_address(
-    case: &Case,
+    mode: Mode,
+    state: &State,
     instr: &Instruction,
     access: impl Fn(OpAccess) -> bool,
 ) -> Option<u64> {
@@ -241,13 +248,13 @@ fn operand_address(
     let used = info.info(instr).used_memory().iter().find(|used| access(used.access())).copied()?;
     let value = |reg: Register, _, _| {
         if reg.is_segment_register() {
-            Some(segment_base(&case.state, case.mode, reg))
+            Some(segment_base(state, mode, reg))
         } else {
-            let full = case.state.gpr.get(reg.full_register().number()).copied()?;
+            let full = state.gpr.get(reg.full_register().number()).copied()?;
             Some(if reg.size() == 4 { full & 0xffff_ffff } else { full })
         }
     };
-    used.virtual_address(0, value).map(|at| at & case.mode.gpr_mask())
+    used.virtual_address(0, value).map(|at| at & mode.gpr_mask())
 }
 
 /// The instruction that raised the exception, if it did not complete.
@@ -360,7 +367,10 @@ fn is_near_f32s(host: &[u8; 16], ours: &[u8; 16]) -> bool {
     host.chunks_exact(4).zip(ours.chunks_exact(4)).all(|(host, ours)| {
         let [host, ours] = [host, ours]
             .map(|lane| f64::from(f32::from_le_bytes([lane[0], lane[1], lane[2], lane[3]])));
+        // SDM RCPPS: results about as small as the smallest normal number may be flushed to 0.
+        let is_tiny = |value: f64| value.abs() <= f64::from(f32::MIN_POSITIVE) * 1.001;
         host.to_bits() == ours.to_bits()
+            || is_tiny(host) && is_tiny(ours)
             || (host - ours).abs() <= host.abs().max(ours.abs()) * 3.1 / 4096.0
     })
 }
@@ -484,7 +494,8 @@ pub fn describe(case: &Case) -> String {
 
 fn describe_memory(case: &Case, instr: &Instruction, text: &mut String) {
     let has_memory = (0..instr.op_count()).any(|op| instr.op_kind(op) == OpKind::Memory);
-    let address = if has_memory { operand_address(case, instr, |_| true) } else { None };
+    let address =
+        if has_memory { operand_address(case.mode, &case.state, instr, |_| true) } else { None };
     if let Some(at) = address {
         let _ = writeln!(text, "    memory operand at {at:#x} if the registers are as below");
     }

@@ -80,7 +80,9 @@ fn is_amd_only(code: Code, mode: Mode) -> bool {
 /// would do no harm, but its result is the filter's.)
 #[must_use]
 pub fn is_forbidden(instr: &Instruction, mode: Mode, bytes: &[u8]) -> bool {
-    !instr.is_invalid() && !instr.code().cpuid_features().iter().all(is_v2)
+    !instr.is_invalid()
+        && !is_implemented(instr.code())
+        && !instr.code().cpuid_features().iter().all(is_v2)
         || instr.code() == Code::Int_imm8 && instr.immediate8() == 0x80
         || matches!(coverage(instr.code(), mode), Coverage::Excluded(_))
         || mode == Mode::Long64 && is_near_branch(instr) && has_prefix(bytes, &[0x66])
@@ -109,12 +111,13 @@ fn is_near_branch(instr: &Instruction) -> bool {
         || instr.mnemonic() == M::Ret
 }
 
-/// True if one of `wanted` is among the legacy prefixes that `bytes` start with.
+/// True if one of `wanted` is among the prefixes that `bytes` start with. (A byte that is REX in
+/// 64-bit code and INC or DEC elsewhere may be taken for a prefix; that only skips a case.)
 fn has_prefix(bytes: &[u8], wanted: &[u8]) -> bool {
     bytes
         .iter()
         .take_while(|byte| {
-            matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
         })
         .any(|byte| wanted.contains(byte))
 }
@@ -160,6 +163,7 @@ fn is_v2(feature: &CpuidFeature) -> bool {
             | F::INTEL386
             | F::INTEL486
             | F::FPU
+            | F::FPU287
             | F::FPU387
             | F::X64
             | F::CMOV
@@ -277,6 +281,11 @@ pub fn is_sequence_member(code: Code, mode: Mode) -> bool {
                 // Results that the manual leaves undefined for some operands.
                 | M::Shld | M::Shrd | M::Bsf | M::Bsr
                 | M::Wrfsbase | M::Wrgsbase
+                // C1 differs between the vendors, and FNSTSW would store it.
+                | M::Fcomi
+                | M::Fcomip
+                | M::Fucomi
+                | M::Fucomip
                 // MXCSR as memory has it, with AMD's bit 17.
                 | M::Ldmxcsr
         )

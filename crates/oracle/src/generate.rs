@@ -43,6 +43,9 @@ impl Generator {
     pub fn single(&mut self, code: Code, mode: Mode, rng: &mut SeededRng) -> Option<Case> {
         let ip = code_offset(mode, 64 + rng.below(REGION_BYTES as u64 - 256));
         let encoded = encode::random(code, mode, Addressing::Any, ip, rng)?;
+        if forms::is_forbidden(&encoded.instr, mode, &encoded.bytes) {
+            return None;
+        }
         let mut case =
             Case { mode, code: encoded.bytes.clone(), state: state(mode, rng), patches: vec![] };
         case.state.rip = ip;
@@ -136,8 +139,9 @@ impl Generator {
         (instr.code() == code).then_some(Encoded { instr, offsets, ..encoded })
     }
 
-    /// A case of random bytes, single-stepped: for lengths, prefixes and #UD.
-    pub fn bytes(&mut self, mode: Mode, rng: &mut SeededRng) -> Case {
+    /// A case of random bytes, single-stepped: for lengths, prefixes and #UD. `None` if the bytes are
+    /// not to run.
+    pub fn bytes(&mut self, mode: Mode, rng: &mut SeededRng) -> Option<Case> {
         let mut bytes = vec![0; 15];
         rng.fill(&mut bytes);
         // Uniform bytes seldom reach the two-byte and three-byte maps.
@@ -159,6 +163,9 @@ impl Generator {
         }
         let ip = code_offset(mode, 64 + rng.below(REGION_BYTES as u64 - 256));
         let (instr, offsets) = decode(mode, &bytes, ip);
+        if forms::is_forbidden(&instr, mode, &bytes) {
+            return None;
+        }
         let mut case = Case { mode, code: bytes.clone(), state: state(mode, rng), patches: vec![] };
         case.state.rip = ip;
         case.state.rflags |= TF;
@@ -170,7 +177,7 @@ impl Generator {
         if rng.one_in(6) {
             move_to_page_end(&mut case, rng);
         }
-        case
+        Some(case)
     }
 
     /// Sets registers, displacement and memory so that the instruction does something interesting.
@@ -622,7 +629,7 @@ fn set_contents(case: &mut Case, instr: &Instruction, memory: &[UsedMemory], rng
         }
     }
     // The stack of a return: where to, and for far returns the selectors and the outer stack.
-    let stack = stack_address(case);
+    let stack = stack_address(case.mode, &case.state);
     let words: Vec<u64> = match instr.mnemonic() {
         M::Ret if !rng.one_in(8) => vec![code_address(case, rng)],
         M::Retf if !rng.one_in(8) => {
@@ -645,12 +652,12 @@ fn set_contents(case: &mut Case, instr: &Instruction, memory: &[UsedMemory], rng
 
 /// The linear address of the top of the stack.
 #[must_use]
-pub fn stack_address(case: &Case) -> u64 {
-    let pointer = case.state.gpr[RSP];
-    if case.mode == Mode::Long64 {
+pub fn stack_address(mode: Mode, state: &State) -> u64 {
+    let pointer = state.gpr[RSP];
+    if mode == Mode::Long64 {
         return pointer;
     }
-    let ss = case.state.sel.ss;
+    let ss = state.sel.ss;
     let offset = if is_32_bit(ss) { pointer } else { pointer & 0xffff };
     base_of(ss).wrapping_add(offset) & 0xffff_ffff
 }

@@ -371,7 +371,7 @@ pub fn make(generator: &mut Generator, unit: &Unit, seed: u64, number: u64) -> O
             let codes = sequence_codes(unit.mode);
             generator.sequence(codes, unit.mode, &mut rng)
         }
-        Kind::Bytes => generator.bytes(unit.mode, &mut rng),
+        Kind::Bytes => generator.bytes(unit.mode, &mut rng)?,
     };
     let (first, _) = decode(case.mode, &case.code, case.state.rip);
     (!forms::is_forbidden(&first, case.mode, &case.code)).then_some(case)

@@ -34,9 +34,9 @@ pub const CS_16: u16 = 0x07;
 /// Selector of the 16-bit data segment that starts at [`DATA`] and ends behind the read-only page.
 pub const DS_16: u16 = 0x0f;
 
-/// The global descriptor table of Linux (`arch/x86/kernel/cpu/common.c`, `gdt_page`), without the
-/// descriptors behind it that differ from CPU to CPU.
-pub const GDT: [u64; 7] = [
+/// The global descriptor table of Linux (`arch/x86/kernel/cpu/common.c`, `gdt_page`) without what a
+/// program cannot use.
+pub const GDT: [u64; 16] = [
     0,
     0x00cf_9b00_0000_ffff, // 32-bit kernel code
     0x00af_9b00_0000_ffff, // 64-bit kernel code
@@ -44,6 +44,15 @@ pub const GDT: [u64; 7] = [
     0x00cf_fb00_0000_ffff, // 32-bit user code
     0x00cf_f300_0000_ffff, // user data
     0x00af_fb00_0000_ffff, // 64-bit user code
+    0,
+    0, // the TSS and the LDT from here on: of privilege 0
+    0,
+    0,
+    0,
+    0, // three entries for thread-local storage, unused
+    0,
+    0,
+    0x0040_f500_0000_0000, // the number of the CPU, as its limit
 ];
 
 /// The local descriptor table: what 16-bit code needs, and segments with bases, limits and types.

@@ -217,7 +217,8 @@ impl FpEnv {
             // can be so large that even that overflows.
             return match exp - format.wrap {
                 exp if exp > format.exp_max => {
-                    self.raise(flag::PE);
+                    self.raise_beyond_wrap();
+                    self.rounded_up = true;
                     Parts::infinity(sign)
                 }
                 exp => Parts { sign, exp, sig: rounded.sig },
@@ -232,6 +233,14 @@ impl FpEnv {
         };
         self.rounded_up = to_infinity;
         if to_infinity { Parts::infinity(sign) } else { format.largest(sign) }
+    }
+
+    /// FSCALE delivers an infinity or a zero where even the wrapped exponent has no room, and that is
+    /// inexact. SSE conversions deliver nothing, so exactness alone counts.
+    fn raise_beyond_wrap(&mut self) {
+        if self.unit == Unit::X87 {
+            self.raise(flag::PE);
+        }
     }
 
     #[cold]
@@ -252,7 +261,7 @@ impl FpEnv {
             self.rounded_up = rounded.up;
             return match result_exp + format.wrap {
                 exp if exp < format.exp_min => {
-                    self.raise(flag::PE);
+                    self.raise_beyond_wrap();
                     Parts::zero(sign)
                 }
                 exp => Parts { sign, exp, sig: rounded.sig },
