@@ -211,35 +211,30 @@ impl Conn {
     pub fn read(&mut self, bytes: &mut Vec<u8>) -> io::Result<bool> {
         let len_max = bytes.len() + READ_LEN_MAX;
         let mut chunk = vec![0; CHUNK_LEN];
-        while bytes.len() < len_max {
-            let Some(tls) = &mut self.tls else {
-                match self.socket.read(&mut chunk) {
-                    Ok(0) => return Ok(false),
-                    Ok(len) => bytes.extend_from_slice(&chunk[..len]),
-                    Err(error) if is_not_now(&error) => return Ok(true),
-                    Err(error) => return Err(error),
-                }
-                continue;
-            };
-            let read = match tls.read_tls(&mut self.socket) {
-                Ok(len) => len,
-                Err(error) if is_not_now(&error) => return Ok(true),
-                Err(error) => return Err(error),
-            };
-            tls.process_new_packets().map_err(io::Error::other)?;
-            loop {
-                match tls.reader().read(&mut chunk) {
-                    Ok(0) => return Ok(false),
-                    Ok(len) => bytes.extend_from_slice(&chunk[..len]),
-                    Err(error) if is_not_now(&error) => break,
-                    Err(error) => return Err(error),
-                }
-            }
-            if read == 0 {
+        loop {
+            // What came with the end of the handshake is there before anything is read.
+            if let Some(tls) = &mut self.tls
+                && !take_plaintext(tls, &mut chunk, bytes)?
+            {
                 return Ok(false);
             }
+            if bytes.len() >= len_max {
+                return Ok(true);
+            }
+            let read = match &mut self.tls {
+                Some(tls) => tls.read_tls(&mut self.socket),
+                None => self.socket.read(&mut chunk),
+            };
+            match (read, &mut self.tls) {
+                (Ok(0), _) => return Ok(false),
+                (Ok(len), None) => bytes.extend_from_slice(&chunk[..len]),
+                (Ok(_), Some(tls)) => {
+                    tls.process_new_packets().map_err(io::Error::other)?;
+                }
+                (Err(error), _) if is_not_now(&error) => return Ok(true),
+                (Err(error), _) => return Err(error),
+            }
         }
-        Ok(true)
     }
 
     /// Queues bytes. [`Conn::flush`] sends them.
@@ -287,6 +282,24 @@ impl Conn {
     #[must_use]
     pub fn unsent_len(&self) -> usize {
         self.unsent_len
+    }
+}
+
+/// Appends what was decrypted. False if the peer has said that nothing follows.
+fn take_plaintext(
+    tls: &mut Connection,
+    chunk: &mut [u8],
+    bytes: &mut Vec<u8>,
+) -> io::Result<bool> {
+    loop {
+        match tls.reader().read(chunk) {
+            Ok(0) => return Ok(false),
+            Ok(len) => bytes.extend_from_slice(&chunk[..len]),
+            Err(error) if is_not_now(&error) => return Ok(true),
+            // A process that was killed says no goodbye; frames have lengths of their own.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -385,6 +398,29 @@ mod tests {
             while server.read(&mut rest).is_ok_and(|open| open) {}
             assert!(rest.is_empty());
         }
+    }
+
+    /// A client's first words often come in one packet with the end of its handshake.
+    #[test]
+    fn bytes_that_come_with_the_handshake_are_not_lost() {
+        let security = site_key();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let mut client = None;
+        let mut server = thread::scope(|scope| {
+            let accepted = scope.spawn(|| {
+                let stream = listener.accept().unwrap().0;
+                // By now the client has gone as far as it can alone.
+                thread::sleep(Duration::from_millis(50));
+                Conn::accept(stream, &security)
+            });
+            let mut conn = Conn::connect(&addr, &security).unwrap();
+            conn.write(b"hello");
+            conn.flush().unwrap();
+            client = Some(conn);
+            accepted.join().unwrap().unwrap()
+        });
+        assert_eq!(read_until(&mut server, 5), b"hello");
     }
 
     #[test]

@@ -216,6 +216,7 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     };
     let mut shell = Shell::new(parts, false);
     shell.note_power_on(generation);
+    shell.note_peers();
     if config.protection.is_some() {
         shell.pair_at_power_on();
     }

@@ -102,6 +102,22 @@ impl RunDir {
         own.is_some() || File::open(self.lock(name)).is_ok_and(|lock| lock.try_lock().is_ok())
     }
 
+    /// Notes where processes of `name` may be, and by which key they are known.
+    ///
+    /// # Errors
+    /// [`RunDirError::Directory`].
+    pub fn note_peers(
+        &self,
+        name: &str,
+        peers: &[String],
+        key: Option<&Path>,
+    ) -> Result<(), RunDirError> {
+        let mut note = self.read_note(name).unwrap_or_default();
+        note.peers = peers.to_vec();
+        note.key = key.map(|key| std::path::absolute(key).unwrap_or_else(|_| key.to_owned()));
+        self.write_note(name, &note)
+    }
+
     /// Adds `claimant` to the note about `name`, before anybody else may hear of it.
     ///
     /// # Errors

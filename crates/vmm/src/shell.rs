@@ -804,6 +804,7 @@ impl Shell {
         body.mailbox.command(command);
         self.loading = Some(start.generation);
         self.parts.opening = Some(opening);
+        self.note_peers();
         Ok(())
     }
 
@@ -974,6 +975,26 @@ impl Shell {
         Reply::Done
     }
 
+    /// Where other processes of the VM may be.
+    fn peers(&self) -> Vec<String> {
+        let mut peers = self.parts.backups.clone();
+        peers.extend(self.parts.opening.iter().flat_map(|opening| opening.peers.clone()));
+        let own = self.parts.site.address();
+        peers.retain(|peer| Some(peer) != own.as_ref());
+        peers.dedup();
+        peers
+    }
+
+    /// Leaves word on this host for those who look for the VM when this process is gone.
+    pub(crate) fn note_peers(&self) {
+        let site = &self.parts.site;
+        let noted =
+            site.run_dir.note_peers(&self.parts.vm.0, &self.peers(), site.key_file.as_deref());
+        if let Err(error) = noted {
+            log::warn!("{}", describe(&error));
+        }
+    }
+
     fn is_owner(&self) -> bool {
         matches!(self.parts.node.role(), Role::Solo | Role::Primary)
     }
@@ -997,9 +1018,7 @@ impl Shell {
             Role::GoingLive => "needSecondary",
             Role::Halted => "disabled",
         };
-        let mut peers = self.parts.backups.clone();
-        peers.extend(self.parts.opening.iter().flat_map(|opening| opening.peers.clone()));
-        peers.dedup();
+        let peers = self.peers();
         StatusReport {
             vm: Some(self.parts.vm.to_string()),
             role: role.to_owned(),
