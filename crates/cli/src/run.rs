@@ -217,8 +217,15 @@ fn merge(args: RunArgs) -> Result<RunOptions> {
 fn read_file(path: &Path) -> Result<RunOptions> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut options: RunOptions = toml::from_str(&text)
-        .map_err(|error| usage(format!("{} is not a VM's description: {error}", path.display())))?;
+    let mut options: RunOptions = toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.lines().count().max(1);
+        usage(format!(
+            "{} is no VM's description: line {line}: {}",
+            path.display(),
+            error.message()
+        ))
+    })?;
     let folder = path.parent().unwrap_or(Path::new(""));
     for name in [
         &mut options.kernel,

@@ -286,11 +286,7 @@ impl Conn {
 }
 
 /// Appends what was decrypted. False if the peer has said that nothing follows.
-fn take_plaintext(
-    tls: &mut Connection,
-    chunk: &mut [u8],
-    bytes: &mut Vec<u8>,
-) -> io::Result<bool> {
+fn take_plaintext(tls: &mut Connection, chunk: &mut [u8], bytes: &mut Vec<u8>) -> io::Result<bool> {
     loop {
         match tls.reader().read(chunk) {
             Ok(0) => return Ok(false),

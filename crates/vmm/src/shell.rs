@@ -1011,7 +1011,7 @@ impl Shell {
         let wants_backup = !self.parts.backups.is_empty();
         let state = match status.role {
             _ if status.protected => "running",
-            Role::Solo if status.peer.is_some() || self.calling => "starting",
+            Role::Solo if status.peer.is_some() => "starting",
             Role::Solo if wants_backup => "needSecondary",
             Role::Solo => "notConfigured",
             Role::Primary | Role::Backup => "starting",

@@ -1,0 +1,358 @@
+//! A protected VM on three "hosts" of one machine, through the real binary: disk server, backup and
+//! primary, with the echo kernel as guest.
+
+mod common;
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+
+use common::{
+    Folder, Process, check_fails, echo_kernel, finish, free_addr, lockstep, sparse, wait_until,
+};
+use serde_json::Value;
+
+struct Pair {
+    folder: Folder,
+    disk_addr: SocketAddr,
+    backup_addr: SocketAddr,
+    primary_addr: SocketAddr,
+    disk: Process,
+    backup: Process,
+    primary: Process,
+}
+
+impl Pair {
+    /// A pair that is armed, whose guest has said "hello".
+    fn new(name: &str) -> Pair {
+        let folder = Folder::new(name);
+        folder.file("kernel", &echo_kernel());
+        sparse(&folder.path("image"), 1 << 20);
+        assert_eq!(finish(&["keys", &folder.path("key")]).0, 0);
+        let [disk_addr, backup_addr, primary_addr] = [free_addr(), free_addr(), free_addr()];
+        let disk = start_disk(&folder, disk_addr);
+        let backup = start_backup(&folder, backup_addr);
+        let primary = start_primary(&folder, disk_addr, backup_addr, primary_addr);
+        let mut pair = Pair { folder, disk_addr, backup_addr, primary_addr, disk, backup, primary };
+        pair.primary.wait_for_errors("protected, generation");
+        pair.primary.wait_for_output("hello\n");
+        pair
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path(name)
+    }
+
+    /// The status of the process at `addr`, as another host sees it.
+    fn status(&self, addr: SocketAddr) -> Option<Value> {
+        let (_, output, _) = finish(&[
+            "status",
+            "echo",
+            "--json",
+            "--host",
+            &addr.to_string(),
+            "--key",
+            &self.path("key"),
+            "--run-dir",
+            &self.path("elsewhere"),
+        ]);
+        let processes: Vec<Value> = serde_json::from_str(&output).unwrap();
+        let place = addr.to_string();
+        processes.into_iter().find(|process| process["place"] == *place)
+    }
+
+    fn wait_for_role(&self, addr: SocketAddr, role: &str) -> Value {
+        let mut found = Value::Null;
+        wait_until(&format!("{role} at {addr}"), || {
+            found = self.status(addr).unwrap_or_default();
+            found["role"] == role
+        });
+        found
+    }
+
+    fn events(&self, name: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path(name)).unwrap_or_default();
+        let event = |line: &str| -> Value { serde_json::from_str(line).unwrap() };
+        text.lines().map(|line| event(line)["event"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn console(&self) -> Process {
+        Process::with_stdin(&[
+            "console",
+            "echo",
+            "--history",
+            "--key",
+            &self.path("key"),
+            "--run-dir",
+            &self.path("run-a"),
+            "--host",
+            &self.backup_addr.to_string(),
+        ])
+    }
+}
+
+fn start_disk(folder: &Folder, addr: SocketAddr) -> Process {
+    let export = format!("d={},format=raw", folder.path("image"));
+    let mut disk = Process::start(lockstep(&[
+        "disk",
+        "--listen",
+        &addr.to_string(),
+        "--export",
+        &export,
+        "--state",
+        &folder.path("state"),
+    ]));
+    disk.wait_for_errors("serving at");
+    disk
+}
+
+fn start_backup(folder: &Folder, addr: SocketAddr) -> Process {
+    let mut backup = Process::start(lockstep(&[
+        "backup",
+        "--listen",
+        &addr.to_string(),
+        "--key",
+        &folder.path("key"),
+        "--run-dir",
+        &folder.path("run-b"),
+        "--host-id",
+        "b",
+        "--events",
+        &folder.path("events-b"),
+    ]));
+    backup.wait_for_errors("waiting for a primary");
+    backup
+}
+
+fn primary_args(folder: &Folder, [disk, backup, primary]: [SocketAddr; 3]) -> Vec<String> {
+    let args = [
+        "run",
+        "--name",
+        "echo",
+        "--kernel",
+        &folder.path("kernel"),
+        "--mem",
+        "16",
+        "--disk",
+        &format!("nbd://{disk}/d"),
+        "--backup",
+        &backup.to_string(),
+        "--arbiter",
+        &disk.to_string(),
+        "--listen",
+        &primary.to_string(),
+        "--key",
+        &folder.path("key"),
+        "--run-dir",
+        &folder.path("run-a"),
+        "--host-id",
+        "a",
+        "--events",
+        &folder.path("events-a"),
+    ];
+    args.map(str::to_owned).to_vec()
+}
+
+fn start_primary(
+    folder: &Folder,
+    disk: SocketAddr,
+    backup: SocketAddr,
+    primary: SocketAddr,
+) -> Process {
+    let args = primary_args(folder, [disk, backup, primary]);
+    Process::with_stdin(&args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// behaviours 1, 4, 49, 50, 53, 157
+#[test]
+fn console_stays_whole_when_the_primary_is_killed() {
+    let mut pair = Pair::new("failover");
+    let mut console = pair.console();
+    console.wait_for_output("hello\n");
+    console.type_bytes(b"before ");
+    console.wait_for_output("before ");
+    pair.primary.kill();
+    pair.wait_for_role(pair.backup_addr, "solo");
+    console.wait_for_errors(&format!("on {}", pair.backup_addr));
+    console.type_bytes(b"after");
+    console.wait_for_output("after");
+    assert_eq!(console.output(), "hello\nbefore after");
+    let events = pair.events("events-b");
+    let steps =
+        ["last_heard", "peer_failed", "claiming", "won", "replayed", "live", "first_output"];
+    assert_eq!(events, steps);
+}
+
+/// behaviours 48, 82
+#[test]
+fn primary_goes_on_when_its_backup_is_killed_and_takes_a_new_one() {
+    let mut pair = Pair::new("alone");
+    pair.backup.kill();
+    pair.primary.type_bytes(b"on");
+    pair.primary.wait_for_output("hello\non");
+    let status = pair.wait_for_role(pair.primary_addr, "solo");
+    assert_eq!(status["state"], "needSecondary");
+    pair.backup = start_backup(&pair.folder, pair.backup_addr);
+    pair.wait_for_role(pair.primary_addr, "primary");
+    wait_until("protection", || {
+        pair.status(pair.primary_addr).is_some_and(|status| status["protected"] == true)
+    });
+    // The new backup is as good as the first one was.
+    pair.primary.type_bytes(b"+");
+    pair.primary.wait_for_output("on+");
+    pair.primary.kill();
+    pair.wait_for_role(pair.backup_addr, "solo");
+    let mut console = pair.console();
+    console.type_bytes(b"!");
+    console.wait_for_output("!");
+}
+
+/// behaviours 99, 101, 148
+#[test]
+fn power_off_ends_both_sides_and_nobody_takes_over() {
+    let mut pair = Pair::new("off");
+    pair.primary.type_bytes(b"P");
+    assert_eq!(pair.primary.wait().code(), Some(0), "{}", pair.primary.errors());
+    pair.backup.wait_for_errors("the pairing was ended on purpose");
+    assert!(!pair.events("events-b").contains(&"claiming".to_owned()));
+    // The VM is off, so it may be powered on again; the backup serves the next pairing.
+    let addrs = (pair.disk_addr, pair.backup_addr, pair.primary_addr);
+    pair.primary = start_primary(&pair.folder, addrs.0, addrs.1, addrs.2);
+    pair.primary.wait_for_errors("protected, generation");
+    pair.primary.wait_for_output("hello\n");
+    pair.primary.signal("TERM");
+    assert_eq!(pair.primary.wait().code(), Some(0), "{}", pair.primary.errors());
+    assert!(!pair.events("events-b").contains(&"claiming".to_owned()));
+}
+
+/// behaviour 152
+#[test]
+fn power_on_is_refused_while_another_copy_may_live() {
+    let mut pair = Pair::new("refused");
+    pair.primary.kill();
+    pair.wait_for_role(pair.backup_addr, "solo");
+    let addrs = [pair.disk_addr, pair.backup_addr, pair.primary_addr];
+    let args = primary_args(&pair.folder, addrs);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    check_fails(6, &["may still run", "--force"], &args);
+    // Once the other host says that it has ended there, nothing stands in the way.
+    pair.backup.kill();
+    check_fails(6, &["may still run"], &args);
+    pair.backup = start_backup(&pair.folder, pair.backup_addr);
+    pair.primary = start_primary(&pair.folder, addrs[0], addrs[1], addrs[2]);
+    pair.primary.wait_for_errors("protected, generation");
+}
+
+/// behaviours 61, 158
+#[test]
+fn a_side_that_was_stopped_and_continued_after_the_other_went_live_halts() {
+    let mut pair = Pair::new("stopped");
+    pair.primary.signal("STOP");
+    pair.wait_for_role(pair.backup_addr, "solo");
+    pair.primary.type_bytes(b"never seen");
+    pair.primary.signal("CONT");
+    assert_eq!(pair.primary.wait().code(), Some(4), "{}", pair.primary.errors());
+    assert_eq!(pair.primary.output(), "hello\n");
+}
+
+/// behaviour 1
+#[test]
+fn placement_on_one_host_and_other_keys_are_refused() {
+    let folder = Folder::new("placement");
+    folder.file("kernel", &echo_kernel());
+    sparse(&folder.path("image"), 1 << 20);
+    assert_eq!(finish(&["keys", &folder.path("key")]).0, 0);
+    let (disk_addr, backup_addr, primary_addr) = (free_addr(), free_addr(), free_addr());
+    let _disk = start_disk(&folder, disk_addr);
+    let mut backup = Process::start(lockstep(&[
+        "backup",
+        "--listen",
+        &backup_addr.to_string(),
+        "--key",
+        &folder.path("key"),
+        "--run-dir",
+        &folder.path("run-b"),
+        "--host-id",
+        "a",
+    ]));
+    backup.wait_for_errors("waiting for a primary");
+    let mut primary = start_primary(&folder, disk_addr, backup_addr, primary_addr);
+    primary.wait_for_errors("same host");
+    // It runs all the same, and says that it is not protected.
+    primary.wait_for_output("hello\n");
+    drop((primary, backup));
+
+    assert_eq!(finish(&["keys", &folder.path("other")]).0, 0);
+    let backup_addr = free_addr();
+    let mut backup = Process::start(lockstep(&[
+        "backup",
+        "--listen",
+        &backup_addr.to_string(),
+        "--key",
+        &folder.path("other"),
+        "--run-dir",
+        &folder.path("run-b"),
+        "--host-id",
+        "b",
+    ]));
+    backup.wait_for_errors("waiting for a primary");
+    let mut primary = start_primary(&folder, disk_addr, backup_addr, primary_addr);
+    backup.wait_for_errors("cannot agree on keys");
+    primary.wait_for_errors("no backup");
+}
+
+#[test]
+fn nonsense_on_every_port_harms_nobody() {
+    let mut pair = Pair::new("nonsense");
+    let mut rng = base::SeededRng::new(1);
+    for addr in [pair.disk_addr, pair.backup_addr, pair.primary_addr] {
+        for round in 0..12 {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            let mut bytes = vec![0; 1 + rng.below(3000) as usize];
+            rng.fill(&mut bytes);
+            if round == 0 {
+                bytes = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+            }
+            let _ = stream.write_all(&bytes); // it may hang up on us, and should
+        }
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..100 {
+            let mut bytes = vec![0; 1 + rng.below(200) as usize];
+            rng.fill(&mut bytes);
+            let _ = udp.send_to(&bytes, addr); // nobody may be there
+        }
+    }
+    pair.primary.type_bytes(b"unharmed");
+    pair.primary.wait_for_output("hello\nunharmed");
+    let status = pair.status(pair.primary_addr).unwrap();
+    assert_eq!(status["protected"], true);
+    assert!(pair.disk.is_running() && pair.backup.is_running());
+    assert!(!pair.backup.errors().contains("panicked"), "{}", pair.backup.errors());
+}
+
+#[test]
+fn what_cannot_become_a_pair_gets_one_clear_line() {
+    let folder = Folder::new("badpair");
+    let kernel = folder.file("kernel", &echo_kernel());
+    let (key, run_dir) = (folder.path("key"), folder.path("run"));
+    assert_eq!(finish(&["keys", &key]).0, 0);
+    check_fails(1, &["key", "File exists"], &["keys", &key]);
+    let listen = free_addr().to_string();
+    check_fails(2, &["--key"], &["backup", "--listen", &listen]);
+    let not_a_key = folder.file("text", b"hello");
+    std::process::Command::new("chmod").args(["600", &not_a_key]).status().unwrap();
+    check_fails(1, &[&not_a_key, "Ed25519"], &["backup", "--listen", &listen, "--key", &not_a_key]);
+    std::process::Command::new("chmod").args(["644", &key]).status().unwrap();
+    check_fails(1, &[&key, "chmod 600"], &["backup", "--listen", &listen, "--key", &key]);
+    std::process::Command::new("chmod").args(["600", &key]).status().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    check_fails(1, &[&taken, "in use"], &["backup", "--listen", &taken, "--key", &key]);
+    let arbiter = free_addr().to_string();
+    let run = ["run", "--kernel", &kernel, "--key", &key, "--run-dir", &run_dir];
+    let nobody = [&run[..], &["--arbiter", &arbiter]].concat();
+    check_fails(7, &["arbiter", &arbiter], &nobody);
+    let export = format!("d={}", folder.path("gone"));
+    let state = folder.path("state");
+    let disk = ["disk", "--listen", &listen, "--state", &state, "--export", &export];
+    check_fails(1, &["cannot export d", "No such file"], &disk);
+}

@@ -1,0 +1,271 @@
+//! `lockstep run` and `lockstep replay`, through the real binary.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use common::{Folder, Process, echo_kernel, finish, lockstep, sparse};
+
+fn kernel(folder: &Folder) -> String {
+    folder.file("kernel", &echo_kernel())
+}
+
+#[test]
+fn console_is_standard_input_and_output_and_debug_exit_gives_qemus_status() {
+    let folder = Folder::new("echo");
+    let (kernel, run_dir, json) = (kernel(&folder), folder.path("run"), folder.path("json"));
+    let mut vm = Process::with_stdin(&[
+        "run",
+        "--kernel",
+        &kernel,
+        "--run-dir",
+        &run_dir,
+        "--debug-exit",
+        "--json-to",
+        &json,
+    ]);
+    vm.wait_for_output("hello\n");
+    vm.type_bytes(b"abc\x01\x01Q");
+    let status = vm.wait();
+    assert_eq!(vm.output(), "hello\nabc\x01Q", "{}", vm.errors());
+    assert_eq!(status.code(), Some(43));
+    let summary = folder.json("json");
+    assert_eq!(summary["exit_status"], 43);
+    assert!(summary["instructions"].as_u64().unwrap() > 50);
+    assert!(summary["seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(summary["digest"].as_str().unwrap().len(), 32);
+}
+
+#[test]
+fn ctrl_a_x_leaves() {
+    let folder = Folder::new("leave");
+    let (kernel, run_dir) = (kernel(&folder), folder.path("run"));
+    let mut vm = Process::with_stdin(&["run", "--kernel", &kernel, "--run-dir", &run_dir]);
+    vm.wait_for_output("hello\n");
+    vm.type_bytes(b"\x01x");
+    assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+}
+
+#[test]
+fn guest_runs_on_without_standard_input() {
+    let folder = Folder::new("stdin");
+    let (kernel, run_dir) = (kernel(&folder), folder.path("run"));
+    let args = ["run", "--kernel", &kernel, "--run-dir", &run_dir];
+    let shell = format!("exec {} {} <&-", env!("CARGO_BIN_EXE_lockstep"), args.join(" "));
+    let mut closed = Command::new("sh");
+    closed.args(["-c", &shell]).stdin(Stdio::null());
+    for command in [lockstep(&args), closed] {
+        let mut vm = Process::start(command);
+        vm.wait_for_output("hello\n");
+        vm.signal("TERM");
+        assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+    }
+    let mut ended = Process::with_stdin(&args);
+    ended.type_bytes(b"ab");
+    ended.close_stdin();
+    ended.wait_for_output("ab");
+    assert!(ended.is_running());
+}
+
+#[test]
+fn power_off_ends_with_success_and_a_reset_reboots_unless_told_otherwise() {
+    let folder = Folder::new("power");
+    let (kernel, run_dir) = (kernel(&folder), folder.path("run"));
+    let args = ["run", "--kernel", &kernel, "--run-dir", &run_dir];
+    let mut vm = Process::with_stdin(&args);
+    vm.wait_for_output("hello\n");
+    vm.type_bytes(b"R");
+    vm.wait_for_output("hello\nRhello\n");
+    vm.type_bytes(b"P");
+    assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+
+    let mut vm = Process::with_stdin(&[&args[..], &["--no-reboot"]].concat());
+    vm.wait_for_output("hello\n");
+    vm.type_bytes(b"R");
+    assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+    assert_eq!(vm.output(), "hello\nR");
+}
+
+/// behaviours 13, 26
+#[test]
+fn a_recording_is_private_and_replays_to_the_same_digest() {
+    let folder = Folder::new("record");
+    let (kernel, run_dir, log) = (kernel(&folder), folder.path("run"), folder.path("log"));
+    let (recorded, replayed) = (folder.path("recorded"), folder.path("replayed"));
+    let mut vm = Process::with_stdin(&[
+        "run",
+        "--kernel",
+        &kernel,
+        "--run-dir",
+        &run_dir,
+        "--record",
+        &log,
+        "--json-to",
+        &recorded,
+    ]);
+    vm.wait_for_output("hello\n");
+    vm.type_bytes(b"secret P");
+    assert_eq!(vm.wait().code(), Some(0));
+    assert!(vm.errors().contains("passwords"), "{}", vm.errors());
+    assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+    // The recording is whole: nothing of the run is needed any more.
+    fs::remove_file(&kernel).unwrap();
+    let (code, output, errors) = finish(&["replay", &log, "--console", "--json-to", &replayed]);
+    assert_eq!((code, output.as_str()), (0, "hello\nsecret P"), "{errors}");
+    let (recorded, replayed) = (folder.json("recorded"), folder.json("replayed"));
+    assert_eq!(recorded["digest"], replayed["digest"]);
+    assert_eq!(recorded["instructions"], replayed["instructions"]);
+    assert!(replayed["digests_compared"].as_u64().unwrap() >= 1);
+}
+
+#[test]
+fn a_recording_whose_process_was_killed_is_named_and_replays_as_far_as_it_is_whole() {
+    let folder = Folder::new("killed");
+    let (kernel, run_dir, log) = (kernel(&folder), folder.path("run"), folder.path("log"));
+    let args = ["run", "--kernel", &kernel, "--run-dir", &run_dir, "--record", &log];
+    let mut vm = Process::with_stdin(&args);
+    vm.wait_for_output("hello\n");
+    vm.type_bytes(b"abc");
+    vm.wait_for_output("abc");
+    vm.kill();
+    let (code, output, errors) = finish(&["replay", &log, "--console"]);
+    assert_eq!(code, 5, "{errors}");
+    assert!(errors.contains("cut short"), "{errors}");
+    // What was let out was in the log before.
+    assert_eq!(output, "hello\nabc");
+
+    let mut damaged = fs::read(&log).unwrap();
+    let last = damaged.len() - 3;
+    damaged[last] ^= 1;
+    fs::write(&log, &damaged).unwrap();
+    let (code, output, errors) = finish(&["replay", &log, "--console"]);
+    assert_eq!(code, 5, "{errors}");
+    assert!(errors.contains("damaged"), "{errors}");
+    assert!(output.starts_with("hello\n"));
+}
+
+#[test]
+fn the_virtual_clock_repeats_a_run_bit_for_bit() {
+    let folder = Folder::new("virtual");
+    let kernel = folder.file("kernel", &common::hello_kernel());
+    let (run_dir, log, json) = (folder.path("run"), folder.path("log"), folder.path("json"));
+    let run = |seed: &str| {
+        let (code, output, errors) = finish(&[
+            "run",
+            "--kernel",
+            &kernel,
+            "--run-dir",
+            &run_dir,
+            "--debug-exit",
+            "--clock",
+            "virtual",
+            "--seed",
+            seed,
+            "--record",
+            &log,
+            "--json-to",
+            &json,
+        ]);
+        assert_eq!((code, output.as_str()), (43, "hello\n"), "{errors}");
+        (folder.json("json")["digest"].clone(), fs::read(&log).unwrap())
+    };
+    let first = run("7");
+    assert!(first == run("7"));
+    assert!(first != run("8"), "the seed counts");
+}
+
+#[test]
+fn a_full_disk_ends_the_recording_and_the_guest_with_a_clear_error() {
+    let folder = Folder::new("full");
+    let (kernel, run_dir) = (kernel(&folder), folder.path("run"));
+    let args = ["run", "--kernel", &kernel, "--run-dir", &run_dir, "--record", "/dev/full"];
+    common::check_fails(1, &["/dev/full", "No space left"], &args);
+}
+
+#[test]
+fn two_vms_of_one_name_do_not_run_on_one_host() {
+    let folder = Folder::new("twice");
+    let (kernel, run_dir) = (kernel(&folder), folder.path("run"));
+    let args = ["run", "--kernel", &kernel, "--run-dir", &run_dir, "--name", "one"];
+    let mut vm = Process::start(lockstep(&args));
+    vm.wait_for_output("hello\n");
+    common::check_fails(1, &["one", "already runs"], &args);
+}
+
+#[test]
+fn status_console_and_power_find_a_vm_by_its_name() {
+    let folder = Folder::new("control");
+    let (kernel, run_dir) = (kernel(&folder), folder.path("run"));
+    let mut vm = Process::start(lockstep(&[
+        "run",
+        "--kernel",
+        &kernel,
+        "--run-dir",
+        &run_dir,
+        "--name",
+        "web",
+    ]));
+    vm.wait_for_output("hello\n");
+    let (code, output, errors) = finish(&["status", "--json", "--run-dir", &run_dir]);
+    assert_eq!(code, 0, "{errors}");
+    let status: serde_json::Value = serde_json::from_str(&output).unwrap();
+    assert_eq!(status[0]["vm"], "web");
+    assert_eq!(status[0]["state"], "notConfigured");
+    assert_eq!(status[0]["owner"], true);
+
+    let mut console = Process::with_stdin(&["console", "web", "--history", "--run-dir", &run_dir]);
+    console.wait_for_output("hello\n");
+    console.type_bytes(b"typed");
+    console.wait_for_output("hello\ntyped");
+    vm.wait_for_output("typed");
+    let (code, _, errors) = finish(&["power", "force", "web", "--run-dir", &run_dir]);
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(vm.wait().code(), Some(0));
+    assert_eq!(console.wait().code(), Some(0), "{}", console.errors());
+    common::check_fails(7, &["web"], &["power", "off", "web", "--run-dir", &run_dir]);
+}
+
+#[test]
+fn what_cannot_be_booted_gets_one_clear_line() {
+    let folder = Folder::new("bad");
+    let (kernel, run_dir) = (kernel(&folder), folder.path("run"));
+    let check = |code, words: &[&str], args: &[&str]| {
+        common::check_fails(code, words, &[&["run", "--run-dir", &run_dir], args].concat());
+    };
+    let gone = folder.path("gone");
+    check(1, &["kernel", &gone, "No such file"], &["--kernel", &gone]);
+    check(1, &["kernel", "directory"], &["--kernel", "/tmp"]);
+    let short = folder.file("short", &echo_kernel()[..60]);
+    check(1, &["kernel"], &["--kernel", &short]);
+    let text = folder.file("text", b"this is no kernel");
+    check(1, &["no bzImage"], &["--kernel", &text]);
+    check(1, &["initrd", &gone], &["--kernel", &kernel, "--initrd", &gone]);
+    check(1, &["disk", &gone], &["--kernel", &kernel, "--disk", &gone]);
+    let disk = folder.path("disk");
+    sparse(&disk, 1000);
+    check(1, &["disk", &disk], &["--kernel", &kernel, "--disk", &disk]);
+    check(1, &["nosuch0"], &["--kernel", &kernel, "--net", "packet:nosuch0"]);
+    check(2, &["network"], &["--kernel", &kernel, "--net", "user"]);
+    let long = "a".repeat(70_000);
+    check(1, &["command line"], &["--kernel", &kernel, "--append", &long]);
+    check(2, &["vm.toml", "kernal"], &[&folder.file("vm.toml", b"kernal = 'k'\n")]);
+    check(1, &[&gone], &[&gone]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let listen = ["--kernel", &kernel, "--listen", &addr, "--insecure-plaintext"];
+    check(1, &[&addr, "in use"], &listen);
+}
+
+#[test]
+fn what_cannot_be_replayed_gets_one_clear_line() {
+    let folder = Folder::new("badlog");
+    let check = |code, words: &[&str], log: &str| {
+        common::check_fails(code, words, &["replay", log]);
+    };
+    let gone = folder.path("gone");
+    check(1, &[&gone, "No such file"], &gone);
+    check(1, &["no event log"], &folder.file("text", b"#!/bin/sh\n"));
+    check(1, &["cut short"], &folder.file("empty", b""));
+}
