@@ -176,10 +176,12 @@ fn console_stays_whole_when_the_primary_is_killed() {
     console.type_bytes(b"after");
     console.wait_for_output("after");
     assert_eq!(console.output(), "hello\nbefore after");
-    let events = pair.events("events-b");
-    let steps =
-        ["last_heard", "peer_failed", "claiming", "won", "replayed", "live", "first_output"];
-    assert_eq!(events, steps);
+    let mut events = pair.events("events-b");
+    // Whether the claim or the replay is done first is left open.
+    let replayed = events.iter().position(|event| event == "replayed").unwrap();
+    events.remove(replayed);
+    assert_eq!(events, ["last_heard", "peer_failed", "claiming", "won", "live", "first_output"]);
+    assert!(replayed < 5, "the log was executed before the machine went live");
 }
 
 /// behaviours 48, 82
