@@ -200,43 +200,44 @@ fn is_v2(feature: &CpuidFeature) -> bool {
 #[must_use]
 pub fn has_several_accesses(instr: &Instruction) -> bool {
     use Mnemonic as M;
-    matches!(
-        instr.mnemonic(),
-        M::Iret
-            | M::Iretd
-            | M::Iretq
-            | M::Retf
-            | M::Call
-            | M::Fxsave
-            | M::Fxsave64
-            | M::Fxrstor
-            | M::Fxrstor64
-            | M::Xsave
-            | M::Xsave64
-            | M::Xrstor
-            | M::Xrstor64
-            | M::Fnsave
-            | M::Frstor
-            | M::Fnstenv
-            | M::Fldenv
-            | M::Fstp
-            | M::Fld
-            | M::Fbld
-            | M::Fbstp
-            | M::Maskmovq
-            | M::Maskmovdqu
-            | M::Pusha
-            | M::Pushad
-            | M::Popa
-            | M::Popad
-            | M::Enter
-            | M::Bound
-            | M::Les
-            | M::Lds
-            | M::Lss
-            | M::Lfs
-            | M::Lgs
-    )
+    instr.is_jmp_far_indirect()
+        || matches!(
+            instr.mnemonic(),
+            M::Iret
+                | M::Iretd
+                | M::Iretq
+                | M::Retf
+                | M::Call
+                | M::Fxsave
+                | M::Fxsave64
+                | M::Fxrstor
+                | M::Fxrstor64
+                | M::Xsave
+                | M::Xsave64
+                | M::Xrstor
+                | M::Xrstor64
+                | M::Fnsave
+                | M::Frstor
+                | M::Fnstenv
+                | M::Fldenv
+                | M::Fstp
+                | M::Fld
+                | M::Fbld
+                | M::Fbstp
+                | M::Maskmovq
+                | M::Maskmovdqu
+                | M::Pusha
+                | M::Pushad
+                | M::Popa
+                | M::Popad
+                | M::Enter
+                | M::Bound
+                | M::Les
+                | M::Lds
+                | M::Lss
+                | M::Lfs
+                | M::Lgs
+        )
 }
 
 /// Forms whose result is an approximation of the implementation's own: compared against an error

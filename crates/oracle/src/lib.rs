@@ -16,6 +16,7 @@ pub mod run;
 pub mod state;
 pub mod subject;
 pub mod template;
+pub mod undefined;
 pub mod values;
 
 use run::{Kind, Unit};

@@ -116,7 +116,7 @@ fn main() -> ExitCode {
 fn print_summary(plan: &Plan, report: &Report, list: bool) {
     println!("{:<36} {:>4} {:>9} {:>9} {:>9}", "form", "mode", "cases", "completed", "different");
     for (unit, count) in plan.units.iter().zip(&report.counts) {
-        if list || count.different > 0 || count.cases == 0 {
+        if list || count.different > 0 || count.cases == 0 && plan.soak.is_none() {
             println!(
                 "{:<36} {:>4} {:>9} {:>9} {:>9}",
                 unit.name(),

@@ -15,6 +15,7 @@ use crate::generate::Generator;
 use crate::native::Native;
 use crate::state::{Case, Mode, Subject};
 use crate::template::Template;
+use crate::undefined;
 
 /// A case that runs longer than this hangs.
 const HANG: Duration = Duration::from_secs(10);
@@ -347,7 +348,10 @@ fn one(
     if matches!(host.event.vector, 1 | 3) {
         shared.add(index, COMPLETED);
     }
-    let found = differences(&case, (&host, native), (&cpu, ours));
+    let mut found = differences(&case, (&host, native), (&cpu, ours));
+    if matches!(unit.kind, Kind::Single(_)) {
+        found.extend(undefined::differences(&case, &cpu, ours));
+    }
     if !found.is_empty() && shared.add(index, DIFFERENT) < PRINTED_MAX {
         let mut text = format!("difference in {} ({}-bit)\n", unit.name(), unit.mode.bits());
         text.push_str(&describe(&case));
