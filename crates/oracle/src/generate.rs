@@ -686,8 +686,9 @@ fn contents(
             area.resize(576, 0);
             area[512] = rng.below(4) as u8;
             if rng.one_in(8) {
-                // A reserved bit of the header, or one beyond any XCR0.
-                area[513 + rng.below(63) as usize] |= 0x80;
+                // A reserved bit of the header, or one beyond any XCR0. (Bit 15 of XSTATE_BV is a
+                // supervisor component, which AMD accepts.)
+                area[514 + rng.below(62) as usize] |= 0x80;
             }
             area
         }
