@@ -209,20 +209,19 @@ impl FpEnv {
     fn overflow(&mut self, format: Format, sign: bool, exp: i32, rounded: &Rounded) -> Parts {
         self.raise(flag::OE);
         if self.masked & flag::OE == 0 {
+            let exp = exp - format.wrap;
+            // FSCALE alone can be so large that even the wrapped exponent overflows.
+            if self.unit == Unit::X87 && exp > format.exp_max {
+                self.raise(flag::PE);
+                self.rounded_up = true;
+                return Parts::infinity(sign);
+            }
             if rounded.inexact {
                 self.raise(flag::PE);
             }
             self.rounded_up = rounded.up;
-            // SSE instructions write nothing then; the x87 delivers a wrapped exponent. FSCALE alone
-            // can be so large that even that overflows.
-            return match exp - format.wrap {
-                exp if exp > format.exp_max => {
-                    self.raise_beyond_wrap();
-                    self.rounded_up = true;
-                    Parts::infinity(sign)
-                }
-                exp => Parts { sign, exp, sig: rounded.sig },
-            };
+            // SSE instructions write nothing then; the x87 delivers the wrapped exponent.
+            return Parts { sign, exp, sig: rounded.sig };
         }
         self.raise(flag::PE);
         let to_infinity = match self.rounding {
@@ -233,14 +232,6 @@ impl FpEnv {
         };
         self.rounded_up = to_infinity;
         if to_infinity { Parts::infinity(sign) } else { format.largest(sign) }
-    }
-
-    /// FSCALE delivers an infinity or a zero where even the wrapped exponent has no room, and that is
-    /// inexact. SSE conversions deliver nothing, so exactness alone counts.
-    fn raise_beyond_wrap(&mut self) {
-        if self.unit == Unit::X87 {
-            self.raise(flag::PE);
-        }
     }
 
     #[cold]
@@ -255,17 +246,17 @@ impl FpEnv {
     ) -> Parts {
         if self.masked & flag::UE == 0 {
             self.raise(flag::UE);
+            let exp = result_exp + format.wrap;
+            if self.unit == Unit::X87 && exp < format.exp_min {
+                self.raise(flag::PE);
+                self.rounded_up = false;
+                return Parts::zero(sign);
+            }
             if rounded.inexact {
                 self.raise(flag::PE);
             }
             self.rounded_up = rounded.up;
-            return match result_exp + format.wrap {
-                exp if exp < format.exp_min => {
-                    self.raise_beyond_wrap();
-                    Parts::zero(sign)
-                }
-                exp => Parts { sign, exp, sig: rounded.sig },
-            };
+            return Parts { sign, exp, sig: rounded.sig };
         }
         if self.ftz {
             self.raise(flag::UE | flag::PE);

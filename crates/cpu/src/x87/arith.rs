@@ -98,7 +98,7 @@ impl X87State {
         }
     }
 
-    /// FLD: pushes a value, converted by `convert`.
+    /// FLD: pushes a value, converted by `convert`. A denormal is pushed even if it is to be reported.
     pub(super) fn load(&mut self, convert: impl FnOnce(&mut FpEnv) -> F80) {
         if !self.is_empty(7) {
             if self.stack_overflow() {
@@ -108,7 +108,8 @@ impl X87State {
         }
         let mut env = self.env();
         let value = convert(&mut env);
-        if self.finish(&env) {
+        self.finish(&env);
+        if env.flags & !env.masked & flag::IE == 0 {
             self.push(value);
         }
     }
