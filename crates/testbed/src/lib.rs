@@ -8,6 +8,7 @@
 
 pub mod clients;
 mod lab;
+pub mod pair;
 mod process;
 pub mod witness;
 
@@ -15,3 +16,10 @@ pub use lab::{
     CHANNEL_ADDRS, CLIENT_ADDR, GUEST_ADDR, Host, Lab, LabError, SERVICE_ADDRS, enter, test_in_lab,
 };
 pub use process::Process;
+
+/// The machine's clock since boot, suspend included, in nanoseconds: the one that the events of
+/// `lockstep` processes carry.
+#[must_use]
+pub fn boottime_ns() -> u64 {
+    host::clock::boottime().0
+}

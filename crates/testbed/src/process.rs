@@ -69,6 +69,11 @@ impl Process {
         }
     }
 
+    /// Its exit status, if it has ended.
+    pub fn poll_end(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
     /// Sends a signal.
     ///
     /// # Errors

@@ -1,0 +1,263 @@
+//! A protected VM on the lab's three hosts, made of the real `lockstep` processes.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use crate::lab::{CHANNEL_ADDRS, CLIENT_ADDR, GUEST_ADDR, Host, Lab, SERVICE_ADDRS};
+use crate::process::Process;
+
+/// Port of the disk server and arbiter.
+const DISK_PORT: u16 = 7000;
+/// Port of a side, for the channel, heartbeats, status and console.
+const SIDE_PORT: u16 = 7100;
+/// How long anything may take that is not the guest's boot.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What is protected, and with what.
+#[derive(Clone, Debug)]
+pub struct PairConfig {
+    /// The `lockstep` binary.
+    pub lockstep: PathBuf,
+    /// Folder of a guest image with `vmlinuz`, `initrd.img`, `disk.img` and `vm.toml`.
+    pub image: PathBuf,
+    /// Folder for the disk's copy, state and events. It has to exist.
+    pub work: PathBuf,
+    /// Detection timeout, in milliseconds.
+    pub detection_ms: u64,
+    /// More flags for `lockstep run`.
+    pub run_flags: Vec<String>,
+}
+
+/// Something that happened to a side, from its event file.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct SideEvent {
+    /// What.
+    pub event: String,
+    /// When, by the machine's clock since boot; all hosts of a lab share it.
+    pub boottime_ns: u64,
+}
+
+/// The fields of a `vm.toml` that a pair needs.
+#[derive(Deserialize)]
+struct ImageSettings {
+    append: String,
+    mem: u64,
+}
+
+/// Disk server, primary and backup.
+#[derive(Debug)]
+pub struct Pair<'lab> {
+    lab: &'lab Lab,
+    config: PairConfig,
+    /// The disk server and arbiter.
+    pub disk: Process,
+    sides: [Option<Process>; 2],
+    /// How often each side was started: every start writes a new event file.
+    starts: [u32; 2],
+}
+
+/// The other of the two hosts that run VMs.
+#[must_use]
+pub fn other(host: Host) -> Host {
+    if host == Host::A { Host::B } else { Host::A }
+}
+
+impl<'lab> Pair<'lab> {
+    /// Starts the disk server, a backup on B and the primary on A, and waits until the pair is armed.
+    ///
+    /// # Errors
+    /// With what went wrong and what the processes wrote.
+    pub fn start(lab: &'lab Lab, config: PairConfig) -> Result<Pair<'lab>, String> {
+        let text = |error: io::Error| error.to_string();
+        let export = config.work.join("disk.img");
+        // The copy is sparse where the image is.
+        let status = Command::new("cp")
+            .args(["--sparse=always", "--reflink=auto"])
+            .args([&config.image.join("disk.img"), &export])
+            .status()
+            .map_err(text)?;
+        if !status.success() {
+            return Err(format!("cannot copy the disk image: {status}"));
+        }
+        let mut keys = Command::new(&config.lockstep);
+        let status = keys.arg("keys").arg(config.work.join("key")).status().map_err(text)?;
+        if !status.success() {
+            return Err(format!("cannot make a key: {status}"));
+        }
+        let disk = start_disk(lab, &config)?;
+        let (sides, starts) = ([None, None], [0, 0]);
+        let mut pair = Pair { lab, config, disk, sides, starts };
+        pair.start_backup(Host::B)?;
+        pair.start_primary(Host::A)?;
+        pair.wait_for_event(Host::A, "protected", STEP_TIMEOUT)?;
+        Ok(pair)
+    }
+
+    /// The process on `host`.
+    ///
+    /// # Panics
+    /// If none was started there.
+    pub fn side(&mut self, host: Host) -> &mut Process {
+        self.sides[host as usize].as_mut().expect("a process was started there")
+    }
+
+    /// Starts `lockstep backup` on `host`, which makes backups at the other host once it owns the VM.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_backup(&mut self, host: Host) -> Result<(), String> {
+        let mut command = self.command(host);
+        command.arg("backup").args(["--backup", &side_addr(other(host))]);
+        command.args(["--net", &format!("packet:{}", self.lab.guest_interface())]);
+        self.start_side(host, "backup", command)?;
+        let side = self.side(host);
+        side.wait_for("waiting for a primary", STEP_TIMEOUT)
+    }
+
+    /// Starts `lockstep run` on `host`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_primary(&mut self, host: Host) -> Result<(), String> {
+        let image = &self.config.image;
+        let settings = fs::read_to_string(image.join("vm.toml")).map_err(|e| e.to_string())?;
+        let settings: ImageSettings = toml::from_str(&settings).map_err(|e| e.to_string())?;
+        let network = format!("ip={GUEST_ADDR}::{CLIENT_ADDR}:255.255.255.0::eth0:off");
+        let mut command = self.command(host);
+        command.arg("run").args(["--name", "vm"]);
+        command.arg("--kernel").arg(image.join("vmlinuz"));
+        command.arg("--initrd").arg(image.join("initrd.img"));
+        command.arg("--append").arg(format!("{} {network}", settings.append));
+        command.args(["--mem", &settings.mem.to_string()]);
+        command.args(["--disk", &format!("nbd://{}/vm", disk_addr())]);
+        command.args(["--net", &format!("packet:{}", self.lab.guest_interface())]);
+        command.args(["--backup", &side_addr(other(host)), "--arbiter", &disk_addr()]);
+        command.args(["--detection-ms", &self.config.detection_ms.to_string()]);
+        command.args(&self.config.run_flags);
+        self.start_side(host, "primary", command)
+    }
+
+    /// Starts the disk server again after it was ended.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn restart_disk(&mut self) -> Result<(), String> {
+        self.disk.kill();
+        self.disk = start_disk(self.lab, &self.config)?;
+        Ok(())
+    }
+
+    /// What happened to the process on `host` so far, oldest first.
+    #[must_use]
+    pub fn events(&self, host: Host) -> Vec<SideEvent> {
+        let text = fs::read_to_string(self.events_path(host)).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits until `event` has happened to the process on `host` and returns it.
+    ///
+    /// # Errors
+    /// With what the process wrote, if it ends or takes too long.
+    pub fn wait_for_event(
+        &mut self,
+        host: Host,
+        event: &str,
+        timeout: Duration,
+    ) -> Result<SideEvent, String> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(found) = self.events(host).into_iter().find(|found| found.event == event) {
+                return Ok(found);
+            }
+            let ended = self.side(host).poll_end();
+            if ended.is_some() || Instant::now() > deadline {
+                let output = self.side(host).output();
+                return Err(format!("no {event:?} on {host:?} ({ended:?}); it wrote:\n{output}"));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A `lockstep` command on `host` with the flags that every process of the site has.
+    #[must_use]
+    pub fn command(&self, host: Host) -> Command {
+        let lockstep = self.config.lockstep.to_str().expect("paths of tests are text");
+        let mut command = self.lab.command(host, lockstep);
+        command.env("LOCKSTEP_KEY", self.config.work.join("key"));
+        command.env("LOCKSTEP_HOST_ID", format!("{host:?}"));
+        command.env("LOCKSTEP_RUN_DIR", self.config.work.join(format!("run-{host:?}")));
+        command
+    }
+
+    fn start_side(&mut self, host: Host, role: &str, mut command: Command) -> Result<(), String> {
+        self.starts[host as usize] += 1;
+        command.args(["--listen", &side_addr(host)]);
+        command.arg("--events").arg(self.events_path(host));
+        let name = format!("{role} on {host:?}");
+        let process = Process::start(&name, command).map_err(|error| format!("{name}: {error}"))?;
+        self.sides[host as usize] = Some(process);
+        Ok(())
+    }
+
+    fn events_path(&self, host: Host) -> PathBuf {
+        self.config.work.join(format!("events-{host:?}-{}", self.starts[host as usize]))
+    }
+}
+
+fn start_disk(lab: &Lab, config: &PairConfig) -> Result<Process, String> {
+    let mut command = lab.command(Host::Disk, config.lockstep.to_str().expect("a text path"));
+    command.args(["disk", "--listen", &disk_addr()]);
+    command.arg("--export").arg(format!("vm={}", config.work.join("disk.img").display()));
+    command.arg("--state").arg(config.work.join("state"));
+    let mut disk = Process::start("disk server", command).map_err(|error| error.to_string())?;
+    disk.wait_for("serving at", STEP_TIMEOUT)?;
+    Ok(disk)
+}
+
+fn disk_addr() -> String {
+    at(SERVICE_ADDRS[Host::Disk as usize], DISK_PORT)
+}
+
+fn side_addr(host: Host) -> String {
+    at(CHANNEL_ADDRS[host as usize], SIDE_PORT)
+}
+
+fn at(addr: Ipv4Addr, port: u16) -> String {
+    format!("{addr}:{port}")
+}
+
+/// Waits until the guest's redis answers.
+///
+/// # Errors
+/// If it does not in `timeout`.
+pub fn wait_for_redis(timeout: Duration) -> Result<(), String> {
+    let deadline = Instant::now() + timeout;
+    let addr = (GUEST_ADDR, 6379).into();
+    while std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(300)).is_err() {
+        if Instant::now() > deadline {
+            return Err(format!("the guest's redis does not answer within {timeout:?}"));
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// A fresh folder for a run's files, by process id.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn work_folder(parent: &Path, name: &str) -> io::Result<PathBuf> {
+    let folder = parent.join(format!("{name}-{}", std::process::id()));
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}

@@ -1,0 +1,99 @@
+//! Runs the real `lockstep` processes on a lab of network namespaces: the demo, failovers at random
+//! moments, split brain. `cargo xtask demo` and `cargo xtask soak` call it; so does whoever wants to
+//! see one run.
+
+mod demo;
+mod kill;
+mod split;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use testbed::Lab;
+use testbed::pair::{PairConfig, work_folder};
+
+#[derive(Debug, Parser)]
+#[command(about = "Trials of protected VMs on a lab of network namespaces")]
+struct Cli {
+    #[command(flatten)]
+    site: SiteArgs,
+    #[command(subcommand)]
+    trial: Trial,
+}
+
+/// What all trials need.
+#[derive(Debug, Args)]
+struct SiteArgs {
+    /// The `lockstep` binary.
+    #[arg(long)]
+    lockstep: PathBuf,
+    /// Folder of guest images; the trials use `redis`.
+    #[arg(long)]
+    images: PathBuf,
+    /// Folder for what the trial writes. It is removed at the end if all went well.
+    #[arg(long)]
+    work: PathBuf,
+    /// Detection timeout, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    detection_ms: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum Trial {
+    /// Boots Debian with redis on a pair, drives it, kills the primary, and tells what happened.
+    Demo {
+        /// Print the same as one JSON object on the last line of standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Kills primary and backup at random moments under clients that check every reply.
+    Kill {
+        /// How many failovers.
+        #[arg(long, default_value_t = 3)]
+        failovers: u32,
+        /// What all choices follow from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Cuts links between hosts and arbiter and looks who goes live.
+    Split,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("trials: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    if let Some(status) = testbed::enter(std::env::args_os().skip(1))? {
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
+    }
+    let lab = Lab::new()?;
+    let work = work_folder(&cli.site.work, "trial").context("cannot make a work folder")?;
+    let config = PairConfig {
+        lockstep: cli.site.lockstep.canonicalize().context("no lockstep binary")?,
+        image: cli.site.images.join("redis").canonicalize().context("no redis image")?,
+        work: work.clone(),
+        detection_ms: cli.site.detection_ms,
+        run_flags: Vec::new(),
+    };
+    let outcome = match cli.trial {
+        Trial::Demo { json } => demo::run(&lab, config, json),
+        Trial::Kill { failovers, seed } => kill::run(&lab, config, failovers, seed),
+        Trial::Split => split::run(&lab, config),
+    };
+    match &outcome {
+        Ok(()) => std::fs::remove_dir_all(&work).context("cannot remove the work folder")?,
+        Err(_) => eprintln!("trials: what the processes wrote is in {}", work.display()),
+    }
+    outcome.map(|()| ExitCode::SUCCESS)
+}
