@@ -110,11 +110,6 @@ global_asm!(
     "mov eax, 231", // exit_group
     "syscall",
     "ud2",
-    ".globl oracle_restorer",
-    "oracle_restorer:",
-    "mov eax, 15",
-    "syscall",
-    "ud2",
     ".pushsection .data.oracle, \"aw\"",
     ".balign 8",
     "oracle_host_rsp: .quad 0",
@@ -132,17 +127,6 @@ unsafe extern "C" {
         after: *mut Segments,
     ) -> *mut libc::ucontext_t;
     fn oracle_handler();
-    fn oracle_restorer();
-}
-
-/// `struct sigaction` as the kernel takes it. libc's wrapper would install its own restorer, which
-/// is fine, but also rejects nothing we need; the raw form keeps every field in view.
-#[repr(C)]
-struct KernelSigaction {
-    handler: unsafe extern "C" fn(),
-    flags: libc::c_ulong,
-    restorer: unsafe extern "C" fn(),
-    mask: u64,
 }
 
 /// What the host lacks.
@@ -451,7 +435,6 @@ fn fill_ldt() -> io::Result<()> {
 }
 
 fn take_signals() -> io::Result<()> {
-    const SA_RESTORER: libc::c_ulong = 0x0400_0000;
     // SAFETY: an anonymous mapping touches no memory in use.
     let stack = unsafe {
         libc::mmap(
@@ -470,24 +453,12 @@ fn take_signals() -> io::Result<()> {
     // SAFETY: the stack was mapped just now and stays.
     check(unsafe { libc::sigaltstack(&alt, ptr::null_mut()) })?;
     for signal in SIGNALS {
-        let action = KernelSigaction {
-            handler: oracle_handler,
-            flags: SA_RESTORER
-                | (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER) as libc::c_ulong,
-            restorer: oracle_restorer,
-            mask: 0,
-        };
-        // SAFETY: the handler above is written for exactly this use. It leaves alone what it must.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                &raw const action,
-                ptr::null_mut::<KernelSigaction>(),
-                8usize,
-            )
-        };
-        check(result as libc::c_int)?;
+        // SAFETY: sigaction is plain data, for which all zero is a valid value.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = oracle_handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+        // SAFETY: the handler is written for exactly this use, with these flags.
+        check(unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) })?;
     }
     Ok(())
 }
