@@ -1,4 +1,4 @@
-//! Chores of the workspace: `cargo xtask check`, `cargo xtask test`.
+//! Chores of the workspace: `cargo xtask check`, `test`, `demo`, `soak`.
 //!
 //! Everything runs from the workspace's root, whatever the current directory is. Each command is a
 //! module; `packages` and `images` hold what several of them need before they can start.
@@ -10,8 +10,8 @@ mod images;
 mod links;
 mod packages;
 mod process;
-
 mod test;
+mod trials;
 
 use std::process::ExitCode;
 
@@ -32,6 +32,10 @@ enum Command {
     Check(check::Args),
     /// Install what the tests need, build the guest images and run all tests.
     Test(test::Args),
+    /// Show a Debian VM with redis outliving its host.
+    Demo(trials::DemoArgs),
+    /// Run the long tests: simulator, split brain, recordings and failovers.
+    Soak(trials::SoakArgs),
 }
 
 fn main() -> Result<ExitCode> {
@@ -39,5 +43,7 @@ fn main() -> Result<ExitCode> {
     match cli.command {
         Command::Check(args) => check::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Demo(args) => trials::demo(&args).map(|()| ExitCode::SUCCESS),
+        Command::Soak(args) => trials::soak(&args).map(|()| ExitCode::SUCCESS),
     }
 }

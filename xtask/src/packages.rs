@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail};
 use crate::process;
 
 /// What `cargo xtask test` needs.
-pub(crate) const TEST: &[&str] = &["image", "test"];
+pub(crate) const TEST: &[&str] = &["image", "lab", "test"];
+/// What `cargo xtask demo` and `cargo xtask soak` need.
+pub(crate) const TRIALS: &[&str] = &["image", "lab"];
 
 /// Makes sure that the packages of these groups are installed.
 pub(crate) fn ensure(groups: &[&str]) -> Result<()> {

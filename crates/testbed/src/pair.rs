@@ -44,11 +44,31 @@ pub struct SideEvent {
     pub boottime_ns: u64,
 }
 
-/// The fields of a `vm.toml` that a pair needs.
-#[derive(Deserialize)]
-struct ImageSettings {
-    append: String,
-    mem: u64,
+/// The fields of an image's `vm.toml` that a test needs.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ImageSettings {
+    /// The kernel command line.
+    pub append: String,
+    /// RAM in MiB.
+    pub mem: u64,
+}
+
+impl ImageSettings {
+    /// Those of the image in this folder.
+    ///
+    /// # Errors
+    /// If its `vm.toml` cannot be read.
+    pub fn read(image: &Path) -> Result<ImageSettings, String> {
+        let path = image.join("vm.toml");
+        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// The kernel command line that gives the guest [`GUEST_ADDR`].
+    #[must_use]
+    pub fn append_with_network(&self) -> String {
+        format!("{} ip={GUEST_ADDR}::{CLIENT_ADDR}:255.255.255.0::eth0:off", self.append)
+    }
 }
 
 /// Disk server, primary and backup.
@@ -127,14 +147,12 @@ impl<'lab> Pair<'lab> {
     /// If it cannot be started.
     pub fn start_primary(&mut self, host: Host) -> Result<(), String> {
         let image = &self.config.image;
-        let settings = fs::read_to_string(image.join("vm.toml")).map_err(|e| e.to_string())?;
-        let settings: ImageSettings = toml::from_str(&settings).map_err(|e| e.to_string())?;
-        let network = format!("ip={GUEST_ADDR}::{CLIENT_ADDR}:255.255.255.0::eth0:off");
+        let settings = ImageSettings::read(image)?;
         let mut command = self.command(host);
         command.arg("run").args(["--name", "vm"]);
         command.arg("--kernel").arg(image.join("vmlinuz"));
         command.arg("--initrd").arg(image.join("initrd.img"));
-        command.arg("--append").arg(format!("{} {network}", settings.append));
+        command.args(["--append", &settings.append_with_network()]);
         command.args(["--mem", &settings.mem.to_string()]);
         command.args(["--disk", &format!("nbd://{}/vm", disk_addr())]);
         command.args(["--net", &format!("packet:{}", self.lab.guest_interface())]);

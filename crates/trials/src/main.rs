@@ -4,6 +4,7 @@
 
 mod demo;
 mod kill;
+mod replay;
 mod split;
 
 use std::path::PathBuf;
@@ -57,6 +58,18 @@ enum Trial {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Records a busy server and replays the recordings.
+    Replay {
+        /// How many recordings.
+        #[arg(long, default_value_t = 1)]
+        recordings: u32,
+        /// Length of the load in each, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// What the load follows from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Cuts links between hosts and arbiter and looks who goes live.
     Split,
 }
@@ -89,6 +102,9 @@ fn run() -> Result<ExitCode> {
     let outcome = match cli.trial {
         Trial::Demo { json } => demo::run(&lab, config, json),
         Trial::Kill { failovers, seed } => kill::run(&lab, config, failovers, seed),
+        Trial::Replay { recordings, seconds, seed } => {
+            replay::run(&lab, &config, recordings, seconds, seed)
+        }
         Trial::Split => split::run(&lab, config),
     };
     match &outcome {

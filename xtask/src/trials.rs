@@ -1,0 +1,85 @@
+//! `cargo xtask demo` and `cargo xtask soak`: the real processes on a lab of network namespaces.
+//!
+//! Packages and the guest image come first; after that nothing needs root. The work is done by
+//! `crates/trials`.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::process::{self, cargo, target_dir};
+use crate::{images, packages};
+
+/// What to show.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// Print the result as one JSON object on the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long to go on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SoakArgs {
+    /// How many failovers of primary or backup at random moments.
+    #[arg(long, default_value_t = 50)]
+    failovers: u32,
+    /// How many recordings of a busy server to replay.
+    #[arg(long, default_value_t = 10)]
+    recordings: u32,
+    /// Length of each, in seconds.
+    #[arg(long, default_value_t = 300)]
+    recording_s: u64,
+    /// How many runs of the simulator.
+    #[arg(long, default_value_t = 20_000)]
+    simulations: u64,
+    /// What all choices follow from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
+    let mut command = trials()?;
+    command.arg("demo");
+    if args.json {
+        command.arg("--json");
+    }
+    process::run(&mut command)
+}
+
+pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
+    let seed = args.seed.to_string();
+    let mut simulator = cargo(["run", "--release", "--package", "sim"]);
+    simulator.args(["--", "--runs", &args.simulations.to_string(), "--seed", &seed]);
+    process::run(&mut simulator)?;
+    process::run(trials()?.arg("split"))?;
+    let recordings = ["--recordings", &args.recordings.to_string()];
+    let length = ["--seconds", &args.recording_s.to_string()];
+    process::run(trials()?.arg("replay").args(recordings).args(length).args(["--seed", &seed]))?;
+    let failovers = ["--failovers", &args.failovers.to_string()];
+    process::run(trials()?.arg("kill").args(failovers).args(["--seed", &seed]))
+}
+
+/// The built trials, with everything that they need in place.
+fn trials() -> Result<Command> {
+    packages::ensure(packages::TRIALS)?;
+    let images = images::ensure(&[images::REDIS])?;
+    process::run(&mut cargo([
+        "build",
+        "--release",
+        "--package",
+        "lockstep",
+        "--package",
+        "trials",
+    ]))?;
+    let built = target_dir().join("release");
+    let mut command = Command::new(built.join("trials"));
+    let flag = |command: &mut Command, name: &str, path: &Path| {
+        command.arg(name).arg(path);
+    };
+    flag(&mut command, "--lockstep", &built.join("lockstep"));
+    flag(&mut command, "--images", &images);
+    flag(&mut command, "--work", &target_dir().join("trials"));
+    Ok(command)
+}
