@@ -141,6 +141,13 @@ impl Pair {
         }
     }
 
+    /// The backup does what it has to; the primary does nothing more.
+    fn settle_backup(&mut self) {
+        while let Some(action) = self.b.node.poll_action(self.now) {
+            self.act(false, action);
+        }
+    }
+
     fn act(&mut self, is_a: bool, action: Action<u32>) {
         let (now, connected) = (self.now, self.connected);
         let (this, other) =
@@ -253,6 +260,32 @@ fn output_leaves_one_round_trip_after_it_was_made() {
     assert!(pair.a.spoken().is_empty());
     pair.settle();
     assert_eq!(pair.a.spoken(), [7], "no time passed, only messages");
+}
+
+/// behaviours 34, 157
+#[test]
+fn output_that_was_not_known_to_have_left_is_let_out_by_the_backup_under_its_number() {
+    let mut pair = Pair::protected();
+    pair.speak(7);
+    pair.settle();
+    // The mark that 7 has left travels with the next entries, and 8 is not polled any more.
+    pair.run(200);
+    pair.speak(8);
+    pair.a.node.poll_action(pair.now).into_iter().for_each(|action| match action {
+        Action::Send(message) => pair.b.node.handle_message(pair.now, message),
+        other => panic!("{other:?}"),
+    });
+    let replayed = pair.b.pos.0 + 1;
+    pair.settle_backup();
+    for (pos, word) in [(replayed - 1, 7), (replayed, 8)] {
+        pair.b.node.handle_output(pair.now, LogPos(pos), OutputKind::Message, word);
+    }
+    pair.cut();
+    pair.a.node = Node::backup(pair.now, config(3));
+    pair.run(2_000);
+    assert_eq!(pair.b.node.role(), Role::Solo);
+    assert!(pair.b.did(&Action::Emit { number: 1, output: 8 }));
+    assert_eq!(pair.b.spoken(), [8]);
 }
 
 /// behaviour 41

@@ -20,6 +20,8 @@ pub(crate) struct Checks {
     /// Who let frames out last, and who did before: those never may again.
     talking: Option<usize>,
     deposed: BTreeSet<usize>,
+    /// Numbers of the outputs that were let out.
+    emitted: BTreeSet<u64>,
     won: BTreeMap<Generation, Claimant>,
     went_live: BTreeMap<Generation, usize>,
     pub(crate) lives: usize,
@@ -55,6 +57,21 @@ impl Checks {
         if let Some(before) = self.talking.replace(proc).filter(|before| *before != proc) {
             self.deposed.insert(before);
         }
+    }
+
+    pub(crate) fn emitted(&mut self, number: u64) {
+        self.emitted.insert(number);
+    }
+
+    /// Every reply that the machine made was let out, by whichever side.
+    pub(crate) fn nothing_unsaid(&mut self, now: u64, this: &Proc) {
+        let Some(machine) = &this.machine else { return };
+        let replies = (0u64..).zip(&machine.outputs).filter(|(_, is_reply)| **is_reply);
+        let unsaid: Vec<u64> = replies
+            .map(|(number, _)| number)
+            .filter(|number| !self.emitted.contains(number))
+            .collect();
+        self.that(unsaid.is_empty(), now, || format!("outputs {unsaid:?} were never let out"));
     }
 
     /// Nobody but one believes to be alone.

@@ -101,6 +101,8 @@ pub struct Machine {
     next_disk_id: u64,
     /// Outputs whose mark has not come yet.
     unmarked: VecDeque<Output>,
+    /// Of each output so far, whether it was a reply.
+    pub outputs: Vec<bool>,
     /// A read found what the machine never wrote, or wrote before something else.
     pub disk_is_wrong: Option<DiskRequest>,
 }
@@ -138,7 +140,10 @@ impl Machine {
             Event::Anchor(steps) => self.icount = self.icount.plus(steps),
             Event::Mark(digest) => {
                 return match self.unmarked.pop_front() {
-                    Some(output) if output_digest(&output) == digest => Effect::Output(output),
+                    Some(output) if output_digest(&output) == digest => {
+                        self.outputs.push(matches!(output, Output::Reply(_)));
+                        Effect::Output(output)
+                    }
                     _ => Effect::Diverged,
                 };
             }

@@ -199,6 +199,7 @@ impl Sim {
         let now = self.now;
         let replies: Vec<_> = self.replies().copied().collect();
         self.checks.nothing_lost(now, &self.procs[owner], replies.iter());
+        self.checks.nothing_unsaid(now, &self.procs[owner]);
         let blocks = self.disk_blocks();
         let machine = self.procs[owner].machine.as_ref();
         let same = machine.is_some_and(|machine| machine.disk_is_quiet() && machine.disk == blocks);

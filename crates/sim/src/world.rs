@@ -617,7 +617,10 @@ impl Sim {
             Action::Ask(request) => self.ask(proc, request),
             Action::ReconnectDisks(stamp) => self.connect_disks(proc, stamp),
             Action::ReissueDisk => self.reissue(proc),
-            Action::Emit { output: (pos, output), .. } => self.emit(proc, pos, output),
+            Action::Emit { number, output: (pos, output) } => {
+                self.checks.emitted(number);
+                self.emit(proc, pos, output);
+            }
             Action::AnchorClock { advance, .. } => {
                 self.append(proc, Event::Anchor(advance.0 / 1000), EntryKind::Event);
             }
