@@ -88,8 +88,10 @@ pub struct FpEnv {
     pub masked: u8,
     /// The unit that computes.
     pub unit: Unit,
-    /// Exceptions met so far.
+    /// Exceptions met so far, in this step of the instruction.
     pub flags: u8,
+    /// Exceptions of earlier steps (of a dot product), which nothing can hide any more.
+    pub settled: u8,
     /// The last rounding enlarged the magnitude (C1 of the x87).
     pub rounded_up: bool,
 }
@@ -106,6 +108,7 @@ impl FpEnv {
             masked: (mxcsr >> 7) as u8 & flag::ALL,
             unit: Unit::Sse,
             flags: 0,
+            settled: 0,
             rounded_up: false,
         }
     }
@@ -121,8 +124,19 @@ impl FpEnv {
             masked: control as u8 & flag::ALL,
             unit: Unit::X87,
             flags: 0,
+            settled: 0,
             rounded_up: false,
         }
+    }
+
+    /// Ends a step. True if an unmasked exception keeps the next one from being taken.
+    pub fn end_step(&mut self) -> bool {
+        if self.flags & !self.masked != 0 {
+            return true;
+        }
+        self.settled |= self.flags;
+        self.flags = 0;
+        false
     }
 
     /// Notes an exception.

@@ -231,12 +231,12 @@ pub(crate) fn dpps(env: &mut FpEnv, a: u128, b: u128, imm: u8) -> u128 {
     let (a, b) = (u32::split(a), u32::split(b));
     let products: [u32; 4] =
         std::array::from_fn(|i| if imm >> (4 + i) & 1 != 0 { sf::mul(env, a[i], b[i]) } else { 0 });
-    if stops(env) {
+    if env.end_step() {
         return 0;
     }
     let low = sf::add(env, products[0], products[1]);
     let high = sf::add(env, products[2], products[3]);
-    if stops(env) {
+    if env.end_step() {
         return 0;
     }
     let sum = sf::add(env, low, high);
@@ -249,16 +249,11 @@ pub(crate) fn dppd(env: &mut FpEnv, a: u128, b: u128, imm: u8) -> u128 {
     let (a, b) = (u64::split(a), u64::split(b));
     let products: [u64; 2] =
         std::array::from_fn(|i| if imm >> (4 + i) & 1 != 0 { sf::mul(env, a[i], b[i]) } else { 0 });
-    if stops(env) {
+    if env.end_step() {
         return 0;
     }
     let sum = sf::add(env, products[0], products[1]);
     u64::join(std::array::from_fn(|i| if imm >> i & 1 != 0 { sum } else { 0 }))
-}
-
-/// An unmasked exception: the next step of a dot product is not taken.
-fn stops(env: &FpEnv) -> bool {
-    env.flags & !env.masked != 0
 }
 
 /// An integer from the low lane; `rounding` is `None` for MXCSR's mode.

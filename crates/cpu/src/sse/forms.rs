@@ -57,7 +57,7 @@ pub(crate) fn set_xmm(cpu: &mut Cpu, op: &Op, n: usize, value: u128) {
 pub(crate) fn compute<R>(cpu: &mut Cpu, f: impl FnOnce(&mut FpEnv) -> R) -> Result<R, Fault> {
     let mut fp = FpEnv::sse(cpu.sse.mxcsr);
     let result = f(&mut fp);
-    if u32::from(fp.flags) & !cpu.sse.mxcsr != 0 || fp.flags & !fp.masked != 0 {
+    if u32::from(fp.flags | fp.settled) & !cpu.sse.mxcsr != 0 || fp.flags & !fp.masked != 0 {
         note_exceptions(cpu, &fp)?;
     }
     Ok(result)
@@ -70,7 +70,7 @@ fn note_exceptions(cpu: &mut Cpu, fp: &FpEnv) -> Result<(), Fault> {
     const OF_OPERANDS: u8 = flag::IE | flag::DE | flag::ZE;
     let unmasked = fp.flags & !fp.masked;
     let flags = if unmasked & OF_OPERANDS != 0 { fp.flags & OF_OPERANDS } else { fp.flags };
-    cpu.sse.mxcsr |= u32::from(flags);
+    cpu.sse.mxcsr |= u32::from(flags | fp.settled);
     if unmasked == 0 {
         return Ok(());
     }
