@@ -10,6 +10,7 @@ mod images;
 mod links;
 mod packages;
 mod process;
+mod real_programs;
 mod test;
 mod trials;
 
@@ -34,7 +35,7 @@ enum Command {
     Test(test::Args),
     /// Show a Debian VM with redis outliving its host.
     Demo(trials::DemoArgs),
-    /// Run the long tests: simulator, split brain, recordings and failovers.
+    /// Run the long tests: simulator, split brain, recordings and failovers; or the one named.
     Soak(trials::SoakArgs),
 }
 
@@ -44,6 +45,6 @@ fn main() -> Result<ExitCode> {
         Command::Check(args) => check::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => trials::demo(&args).map(|()| ExitCode::SUCCESS),
-        Command::Soak(args) => trials::soak(&args).map(|()| ExitCode::SUCCESS),
+        Command::Soak(args) => trials::soak(&args),
     }
 }

@@ -4,12 +4,12 @@
 //! `crates/trials`.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
 use crate::process::{self, cargo, target_dir};
-use crate::{images, packages};
+use crate::{images, packages, real_programs};
 
 /// What to show.
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,10 @@ pub(crate) struct DemoArgs {
 
 /// How long to go on.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct SoakArgs {
+    #[command(subcommand)]
+    only: Option<Only>,
     /// How many failovers of primary or backup at random moments.
     #[arg(long, default_value_t = 50)]
     failovers: u32,
@@ -39,6 +42,13 @@ pub(crate) struct SoakArgs {
     seed: u64,
 }
 
+/// A long test that is run when it is named.
+#[derive(Debug, clap::Subcommand)]
+enum Only {
+    /// Run OpenSSL, gcc, CPython's tests, SQLite and perl inside a guest and check their answers.
+    RealPrograms(real_programs::Args),
+}
+
 pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
     let mut command = trials()?;
     command.arg("demo");
@@ -48,7 +58,10 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
     process::run(&mut command)
 }
 
-pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
+pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
+    if let Some(Only::RealPrograms(args)) = &args.only {
+        return real_programs::run(args);
+    }
     let seed = args.seed.to_string();
     let mut simulator = cargo(["run", "--release", "--package", "sim"]);
     simulator.args(["--", "--runs", &args.simulations.to_string(), "--seed", &seed]);
@@ -58,7 +71,8 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<()> {
     let length = ["--seconds", &args.recording_s.to_string()];
     process::run(trials()?.arg("replay").args(recordings).args(length).args(["--seed", &seed]))?;
     let failovers = ["--failovers", &args.failovers.to_string()];
-    process::run(trials()?.arg("kill").args(failovers).args(["--seed", &seed]))
+    process::run(trials()?.arg("kill").args(failovers).args(["--seed", &seed]))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The built trials, with everything that they need in place.
