@@ -71,7 +71,11 @@ enum Trial {
         seed: u64,
     },
     /// Cuts links between hosts and arbiter and looks who goes live.
-    Split,
+    Split {
+        /// Only this case, counted from 0.
+        #[arg(long)]
+        case: Option<usize>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -105,7 +109,7 @@ fn run() -> Result<ExitCode> {
         Trial::Replay { recordings, seconds, seed } => {
             replay::run(&lab, &config, recordings, seconds, seed)
         }
-        Trial::Split => split::run(&lab, config),
+        Trial::Split { case } => split::run(&lab, &config, case),
     };
     match &outcome {
         Ok(()) => std::fs::remove_dir_all(&work).context("cannot remove the work folder")?,

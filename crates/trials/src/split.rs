@@ -33,15 +33,18 @@ const CASES: &[Case] = &[
     ("a primary that was stopped and continued after B went live changes nothing", primary_stopped),
 ];
 
-pub(crate) fn run(lab: &Lab, config: PairConfig) -> Result<()> {
-    for (index, (name, case)) in CASES.iter().enumerate() {
+pub(crate) fn run(lab: &Lab, config: &PairConfig, only: Option<usize>) -> Result<()> {
+    let is_wanted = |index: usize| only.is_none_or(|only| only == index);
+    let mut count = 0;
+    for (index, (name, case)) in CASES.iter().enumerate().filter(|(index, _)| is_wanted(*index)) {
+        count += 1;
         eprintln!("{name}");
         let work = config.work.join(format!("split-{index}"));
         std::fs::create_dir(&work)?;
         run_case(lab, PairConfig { work, ..config.clone() }, *case)?;
         eprintln!("  ok");
     }
-    println!("{} split-brain cases, 0 with two owners", CASES.len());
+    println!("{count} split-brain cases, 0 with two owners");
     Ok(())
 }
 

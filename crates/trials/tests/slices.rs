@@ -1,0 +1,66 @@
+//! Short slices of the trials, for every run of the tests; `cargo xtask soak` runs them at length.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// A trial wants the machine for itself.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// The `lockstep` binary that was built together with the trials.
+fn lockstep() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_trials")).with_file_name("lockstep");
+    assert!(path.exists(), "{} is missing: run `cargo xtask test`", path.display());
+    path
+}
+
+fn trial(args: &[&str]) -> String {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let images = std::env::var_os("LOCKSTEP_IMAGES")
+        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
+    let output = Command::new(env!("CARGO_BIN_EXE_trials"))
+        .arg("--lockstep")
+        .arg(lockstep())
+        .arg("--images")
+        .arg(images)
+        .arg("--work")
+        .arg(Path::new(env!("CARGO_TARGET_TMPDIR")).join(args[0]))
+        .args(args)
+        .output()
+        .expect("the trials start");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "trial {args:?}: {}\n{stdout}{stderr}", output.status);
+    stdout
+}
+
+/// behaviours 10, 38, 49, 50, 51, 66: the demo, whose last line is its result for machines.
+#[test]
+fn demo_passes_and_says_so_as_json() {
+    let stdout = trial(&["demo", "--json"]);
+    let last = stdout.lines().last().unwrap_or_default();
+    let result: serde_json::Value = serde_json::from_str(last).expect("JSON on the last line");
+    assert_eq!(result["verdict"], "pass", "{last}");
+    assert!(result["timeline"]["live_ms"].is_number(), "{last}");
+}
+
+/// behaviours 4, 34, 36, 37, 38, 48, 49, 60, 66.
+#[test]
+fn clients_see_one_machine_when_either_side_is_killed() {
+    let stdout = trial(&["kill", "--failovers", "3", "--seed", "4"]);
+    assert!(stdout.contains("3 failovers"), "{stdout}");
+}
+
+/// behaviours 55, 56, 57, 58, 59, 60, 61, 63, 158.
+#[test]
+fn split_pairs_have_one_owner() {
+    let stdout = trial(&["split"]);
+    assert!(stdout.contains("4 split-brain cases"), "{stdout}");
+}
+
+/// behaviours 13, 14, 15, 17, 18, 19, 20, 26, 68.
+#[test]
+fn a_minute_of_a_busy_server_replays_and_a_cut_recording_is_named() {
+    let stdout = trial(&["replay", "--recordings", "1", "--seconds", "60"]);
+    assert!(stdout.contains("1 recordings of 60 s"), "{stdout}");
+}
