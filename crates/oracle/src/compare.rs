@@ -238,9 +238,10 @@ impl Rules {
         }
         self.is_approximate |= forms::is_approximate(instr.code());
         if self.is_approximate {
-            // C1 and PE follow from the last bit of the result; ES and B from an unmasked PE.
-            self.fsw_ignored |= 0x220;
-            if case.state.fx.fcw & 0x20 == 0 {
+            // C1, PE and (of a tiny result) UE follow from the last bit of the result; ES and B from
+            // those that are unmasked.
+            self.fsw_ignored |= 0x230;
+            if case.state.fx.fcw & 0x30 != 0x30 {
                 self.fsw_ignored |= 0x8080;
             }
         }

@@ -3,7 +3,7 @@
 //! A case starts with `rt_sigreturn` from a crafted signal frame, which loads every register at
 //! once, and ends with the signal that the kernel makes of the exception; that frame holds every
 //! register after. So a case costs one system call and one signal. The handler finds the way back
-//! into Rust like `longjmp`: it restores the registers that [`oracle_enter`] kept.
+//! into Rust like `longjmp`: it restores the registers that `oracle_enter` kept.
 //!
 //! The caller's process must be a throw-away one: code under test can in principle write anywhere
 //! below 47 bits. [`Native::new`] installs a system call filter, so that the code under test cannot
