@@ -312,6 +312,10 @@ fn packed_decimal_goes_out_and_comes_back() {
     let code = [&[0xd9, 0xe9][..], &[0xd8, 0xc8].repeat(6), &[0xdf, 0x33]].concat();
     assert_eq!(machine.run(&code), None);
     assert_eq!(machine.get(DATA + 16), [0, 0, 0, 0, 0, 0, 0, 0xc0, 0xff, 0xff]);
+    // fbld [rax]; fld1; faddp; fbstp [rbx]: eighteen nines and one make nineteen digits
+    machine.put(DATA, [0x99, 0x99, 0x99, 0x99, 0x99, 0x99, 0x99, 0x99, 0x99, 0]);
+    assert_eq!(machine.run(&[0xdf, 0x20, 0xd9, 0xe8, 0xde, 0xc1, 0xdf, 0x33]), None);
+    assert_eq!(machine.get(DATA + 16), [0, 0, 0, 0, 0, 0, 0, 0xc0, 0xff, 0xff]);
 }
 
 #[test]

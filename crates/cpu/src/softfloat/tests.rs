@@ -307,6 +307,11 @@ fn remainder_is_complete_within_64_binades_and_partial_beyond() {
     let huge = Unpacked::finite(false, 200, 0xdead_beef_dead_beef);
     let result = remainder(&mut env, RemainderMode::Truncate, huge, three);
     assert_eq!(result.quotient, None);
+    // The difference is 199, so 199 mod 32 + 32 = 39 places are done and 160 are left.
+    let rest = (0xdead_beef_dead_beef_u128 << 39) % (3 << 62);
+    let shift = rest.leading_zeros();
+    let sig = (rest << shift >> 64) as u64;
+    assert_eq!(result.value, Parts { sign: false, exp: 200 - 39 + 64 - shift as i32, sig });
     let five_halves = Unpacked::finite(true, 1, 5 << 61);
     let result = remainder(&mut env, RemainderMode::Nearest, five_halves, one);
     assert_eq!(result.quotient, Some(2), "ties to even");
