@@ -9,15 +9,15 @@ use mem::GuestMem;
 use x86::{Access, Cr0, Cr4, Efer, Rflags, SystemType};
 
 /// Where code of tests starts.
-pub const CODE: u64 = 0x10_0000;
+pub(crate) const CODE: u64 = 0x10_0000;
 /// Where data of tests starts: a page of its own.
-pub const DATA: u64 = 0x20_0000;
+pub(crate) const DATA: u64 = 0x20_0000;
 /// The top of the stack at CPL 0 (and of the stack for interrupts from CPL 3).
-pub const STACK: u64 = 0x8_0000;
+pub(crate) const STACK: u64 = 0x8_0000;
 /// The top of the stack at CPL 3.
-pub const USER_STACK: u64 = 0x9_0000;
+pub(crate) const USER_STACK: u64 = 0x9_0000;
 /// The handler of vector `v` is at `HANDLERS + 32 * v`.
-pub const HANDLERS: u64 = 0x5_0000;
+pub(crate) const HANDLERS: u64 = 0x5_0000;
 
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
@@ -26,31 +26,31 @@ const PML4: u64 = 0x1_0000;
 const PDPT: u64 = 0x1_1000;
 const PD: u64 = 0x1_2000;
 /// Page tables for the first 4 MiB: entry `n` maps page `n`.
-pub const PT: u64 = 0x1_3000;
-pub const RAM_BYTES: u64 = 4 << 20;
+pub(crate) const PT: u64 = 0x1_3000;
+pub(crate) const RAM_BYTES: u64 = 4 << 20;
 
 /// Selectors of the GDT.
-pub const KERNEL_CODE: u16 = 0x08;
-pub const KERNEL_DATA: u16 = 0x10;
-pub const USER_CODE: u16 = 0x1b;
-pub const USER_DATA: u16 = 0x23;
-pub const KERNEL_CODE32: u16 = 0x28;
-pub const TSS_SELECTOR: u16 = 0x30;
-pub const USER_CODE32: u16 = 0x43;
+pub(crate) const KERNEL_CODE: u16 = 0x08;
+pub(crate) const KERNEL_DATA: u16 = 0x10;
+pub(crate) const USER_CODE: u16 = 0x1b;
+pub(crate) const USER_DATA: u16 = 0x23;
+pub(crate) const KERNEL_CODE32: u16 = 0x28;
+pub(crate) const TSS_SELECTOR: u16 = 0x30;
+pub(crate) const USER_CODE32: u16 = 0x43;
 
 /// A board with nothing on it but what a test sets.
 #[derive(Default)]
-pub struct TestBus {
-    pub port_writes: Vec<(u64, u16, u32)>,
-    pub mmio_writes: Vec<(u64, u64, u8, u64)>,
-    pub mmio: BTreeMap<u64, u64>,
+pub(crate) struct TestBus {
+    pub(crate) port_writes: Vec<(u64, u16, u32)>,
+    pub(crate) mmio_writes: Vec<(u64, u64, u8, u64)>,
+    pub(crate) mmio: BTreeMap<u64, u64>,
     /// A vector that waits, if the line is high.
-    pub interrupt: Option<u8>,
-    pub acknowledged: Vec<u64>,
-    pub nmi: bool,
-    pub stop: bool,
+    pub(crate) interrupt: Option<u8>,
+    pub(crate) acknowledged: Vec<u64>,
+    pub(crate) nmi: bool,
+    pub(crate) stop: bool,
     /// An OUT to this port writes bytes to RAM, as a device would.
-    pub dma: Option<(u16, u64, Vec<u8>)>,
+    pub(crate) dma: Option<(u16, u64, Vec<u8>)>,
 }
 
 impl Bus for TestBus {
@@ -112,13 +112,13 @@ impl Bus for TestBus {
 }
 
 /// A CPU, its RAM and its board.
-pub struct Vm {
-    pub cpu: Cpu,
-    pub mem: GuestMem,
-    pub bus: TestBus,
+pub(crate) struct Vm {
+    pub(crate) cpu: Cpu,
+    pub(crate) mem: GuestMem,
+    pub(crate) bus: TestBus,
 }
 
-pub fn segment(selector: u16, kind: u16, dpl: u16) -> Segment {
+pub(crate) fn segment(selector: u16, kind: u16, dpl: u16) -> Segment {
     let access =
         Access::P | Access::S | Access::ACCESSED | Access::WRITABLE | Access::G | kind | dpl << 5;
     Segment { selector, access, limit: u32::MAX, base: 0 }
@@ -136,7 +136,7 @@ fn descriptor(kind: u16, dpl: u16) -> u64 {
 impl Vm {
     /// 64-bit mode at CPL 0 with 4 KiB identity pages that every level may use. Every vector's
     /// handler halts. Execution starts at [`CODE`].
-    pub fn long(code: &[u8]) -> Vm {
+    pub(crate) fn long(code: &[u8]) -> Vm {
         let mut mem = GuestMem::new(RAM_BYTES).unwrap();
         let all = 7u64;
         mem.write_obj(Gpa(PML4), PDPT | all).unwrap();
@@ -163,6 +163,8 @@ impl Vm {
             mem.write_obj(Gpa(GDT + 8 * n as u64), entry).unwrap();
         }
         mem.write_obj(Gpa(TSS + 4), STACK).unwrap();
+        // The I/O permission map starts beyond the limit: no port is allowed.
+        mem.write_obj(Gpa(TSS + 0x66), 0x68u16).unwrap();
         for vector in 0..256u64 {
             let handler = HANDLERS + 32 * vector;
             let low =
@@ -197,7 +199,7 @@ impl Vm {
     }
 
     /// The same at CPL 3.
-    pub fn user(code: &[u8]) -> Vm {
+    pub(crate) fn user(code: &[u8]) -> Vm {
         let mut vm = Vm::long(code);
         vm.change(|state| {
             state.seg = [segment(USER_DATA, Access::D, 3); 6];
@@ -209,7 +211,7 @@ impl Vm {
     }
 
     /// Real mode, all segments at 0, execution at 0x7c00.
-    pub fn real(code: &[u8]) -> Vm {
+    pub(crate) fn real(code: &[u8]) -> Vm {
         let mut mem = GuestMem::new(RAM_BYTES).unwrap();
         mem.write(Gpa(0x7c00), code).unwrap();
         let mut state = CpuState::reset();
@@ -223,7 +225,7 @@ impl Vm {
     }
 
     /// Flat 32-bit protected mode without paging, CPL 0.
-    pub fn protected(code: &[u8]) -> Vm {
+    pub(crate) fn protected(code: &[u8]) -> Vm {
         let mut vm = Vm::long(code);
         vm.change(|state| {
             state.sys.cr0 = Cr0::PE | Cr0::ET | Cr0::NE;
@@ -234,25 +236,25 @@ impl Vm {
         vm
     }
 
-    pub fn change(&mut self, change: impl FnOnce(&mut CpuState)) {
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut CpuState)) {
         let mut state = self.cpu.save();
         change(&mut state);
         self.cpu.restore(&state).unwrap();
     }
 
-    pub fn run(&mut self, steps: u64) -> CpuStop {
+    pub(crate) fn run(&mut self, steps: u64) -> CpuStop {
         let until = self.cpu.icount().plus(steps);
         self.cpu.run(&mut self.mem, &mut self.bus, until)
     }
 
     /// Runs until HLT; panics if that takes more than `steps_max` steps.
-    pub fn run_to_halt(&mut self, steps_max: u64) {
+    pub(crate) fn run_to_halt(&mut self, steps_max: u64) {
         let stop = self.run(steps_max);
         assert_eq!(stop, CpuStop::Halted, "at rip {:#x}", self.cpu.rip());
     }
 
     /// The vector whose handler the CPU has halted in.
-    pub fn halted_in(&self) -> u8 {
+    pub(crate) fn halted_in(&self) -> u8 {
         let at = self.cpu.rip() - 1 - HANDLERS;
         assert!(
             at.is_multiple_of(32) && at < 32 * 256,
@@ -263,29 +265,29 @@ impl Vm {
     }
 
     /// Word `n` above the stack pointer.
-    pub fn stack_word(&self, n: u64) -> u64 {
+    pub(crate) fn stack_word(&self, n: u64) -> u64 {
         self.mem.read_obj(Gpa(self.cpu.gpr(4) + 8 * n)).unwrap()
     }
 
-    pub fn read(&self, gpa: u64) -> u64 {
+    pub(crate) fn read(&self, gpa: u64) -> u64 {
         self.mem.read_obj(Gpa(gpa)).unwrap()
     }
 
-    pub fn write(&mut self, gpa: u64, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, gpa: u64, bytes: &[u8]) {
         self.mem.write(Gpa(gpa), bytes).unwrap();
     }
 
     /// The page-table entry of a page below 4 MiB.
-    pub fn pte(&self, linear: u64) -> u64 {
+    pub(crate) fn pte(&self, linear: u64) -> u64 {
         self.read(pte_at(linear))
     }
 
-    pub fn set_pte(&mut self, linear: u64, value: u64) {
+    pub(crate) fn set_pte(&mut self, linear: u64, value: u64) {
         self.mem.write_obj(Gpa(pte_at(linear)), value).unwrap();
     }
 }
 
 /// Where the page-table entry of a page below 4 MiB is.
-pub fn pte_at(linear: u64) -> u64 {
+pub(crate) fn pte_at(linear: u64) -> u64 {
     PT + (linear >> 12) * 8
 }
