@@ -7,9 +7,6 @@
 //! The jump cache maps a linear address in a mode and address space straight to a block's
 //! instructions; an epoch number makes it forget everything at once.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
 use base::{PAGE_SHIFT, PAGE_SIZE};
 use mem::{GuestMem, RamOffset, WatchedWrite};
 use x86::Access;
@@ -23,7 +20,7 @@ use crate::{Cpu, Op};
 const BLOCK_OPS_MAX: usize = 32;
 /// When this many decoded instructions are held, all are dropped: about 40 MB.
 const OPS_MAX: usize = 1 << 20;
-const JUMPS: usize = 1 << 12;
+const JUMPS: usize = 1 << 14;
 
 /// A run of instructions in the cache.
 #[derive(Clone, Copy)]
@@ -46,43 +43,63 @@ struct Jump {
 
 struct Block {
     run: Run,
-    ram: u64,
     /// RAM address of the second page of a straddling instruction.
     next_page: Option<u64>,
 }
 
-/// A multiplicative hash: the keys are addresses and never hostile beyond slowness.
+/// The blocks that start on one RAM page.
 #[derive(Default)]
-pub(crate) struct AddressHasher(u64);
+struct CodePage {
+    /// What identifies each block: see [`key_of`]. Few enough to look through.
+    keys: Vec<u32>,
+    /// In the order of `keys`.
+    blocks: Vec<Block>,
+    /// Blocks of the page before whose only instruction ends on this one: page and key.
+    straddlers: Vec<(u64, u32)>,
+}
 
-impl Hasher for AddressHasher {
-    fn finish(&self) -> u64 {
-        self.0
+impl CodePage {
+    fn find(&self, key: u32) -> Option<&Block> {
+        let place = self.keys.iter().position(|known| *known == key)?;
+        self.blocks.get(place)
     }
 
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    /// Drops the block with a key, if there is one.
+    fn drop_key(&mut self, key: u32) {
+        if let Some(place) = self.keys.iter().position(|known| *known == key) {
+            self.keys.swap_remove(place);
+            self.blocks.swap_remove(place);
+        }
     }
 
-    fn write_u64(&mut self, value: u64) {
-        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ mixed >> 29;
-    }
-
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(u64::from(value));
+    /// Drops the blocks that depend on bytes `start..end` of the page. Returns how many.
+    fn drop_range(&mut self, start: u64, end: u64) -> u64 {
+        let before = self.keys.len();
+        for place in (0..before).rev() {
+            let first = u64::from(self.keys[place] & 0xfff);
+            // Undefined bytes may depend on all that an instruction can have.
+            let bytes = usize::from(self.blocks[place].run.bytes).max(INSTRUCTION_BYTES_MAX);
+            if first < end && start < first + bytes as u64 {
+                self.keys.swap_remove(place);
+                self.blocks.swap_remove(place);
+            }
+        }
+        (before - self.keys.len()) as u64
     }
 }
 
-type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+/// The offset in the page and the bits of the mode that decide what bytes mean.
+fn key_of(ram: u64, mode_key: u32) -> u32 {
+    (ram & 0xfff) as u32 | (mode_key & ModeKey::MEANING) << 12
+}
 
 #[derive(Default)]
 pub(crate) struct CodeCache {
     pub(crate) ops: Vec<Op>,
     jumps: Vec<Jump>,
-    blocks: AddressMap<(u64, u32), Block>,
-    /// The blocks with bytes on a page.
-    by_page: AddressMap<u64, Vec<(u64, u32)>>,
+    /// Place in `pages` plus one of each RAM page; 0 for none.
+    places: Vec<u32>,
+    pages: Vec<CodePage>,
 }
 
 impl CodeCache {
@@ -94,8 +111,8 @@ impl CodeCache {
 
     pub(crate) fn clear(&mut self) {
         self.ops.clear();
-        self.blocks.clear();
-        self.by_page.clear();
+        self.places.clear();
+        self.pages.clear();
         self.jumps.iter_mut().for_each(|jump| jump.mode_key = u32::MAX);
     }
 
@@ -107,14 +124,21 @@ impl CodeCache {
         hit.then_some(jump.run)
     }
 
-    fn drop_block(&mut self, key: (u64, u32)) {
-        let Some(block) = self.blocks.remove(&key) else { return };
-        let pages = [Some(block.ram >> PAGE_SHIFT), block.next_page.map(|ram| ram >> PAGE_SHIFT)];
-        for page in pages.into_iter().flatten() {
-            if let Some(keys) = self.by_page.get_mut(&page) {
-                keys.retain(|other| *other != key);
-            }
+    fn page(&self, page: u64) -> Option<&CodePage> {
+        let place = *self.places.get(page as usize)?;
+        self.pages.get((place as usize).wrapping_sub(1))
+    }
+
+    fn page_mut(&mut self, page: u64) -> &mut CodePage {
+        let page = page as usize;
+        if page >= self.places.len() {
+            self.places.resize(page + 1, 0);
         }
+        if self.places[page] == 0 {
+            self.pages.push(CodePage::default());
+            self.places[page] = self.pages.len() as u32;
+        }
+        &mut self.pages[self.places[page] as usize - 1]
     }
 }
 
@@ -145,23 +169,23 @@ impl Cpu {
             // There is no memory but RAM to execute from.
             return Err(self.ud());
         };
-        let key = (at.0, self.mode_key & ModeKey::MEANING);
-        let known = code.blocks.get(&key).map(|block| (block.run, block.next_page));
-        let run = match known {
+        let key = key_of(at.0, self.mode_key);
+        let block = code.page(at.page()).and_then(|page| page.find(key));
+        let run = match block.map(|block| (block.run, block.next_page)) {
             Some((run, None)) => run,
             Some((run, Some(page))) => {
                 let next = self.next_fetch_page(mem, linear)?;
                 if next == Some(page) {
                     run
                 } else {
-                    code.drop_block(key);
+                    code.page_mut(at.page()).drop_key(key);
                     self.decode_block(code, mem, linear, at)?
                 }
             }
             None => self.decode_block(code, mem, linear, at)?,
         };
         code.jumps[jump_index(linear)] =
-            Jump { linear, mode_key: self.mode_key, epoch: self.tlb.code_epoch, run };
+            Jump { linear, mode_key: self.mode_key, epoch: self.tlb.code_epoch(linear), run };
         Ok(run)
     }
 
@@ -234,18 +258,22 @@ impl Cpu {
         run: Run,
         next_page: Option<u64>,
     ) {
-        let mode_key = self.mode_key & ModeKey::MEANING;
-        let key = (at.0, mode_key);
+        let key = key_of(at.0, self.mode_key);
         let start = (at.0 & 0xfff) as usize;
         // An instruction that is undefined or too long depends on up to 15 bytes.
         let end = start + usize::from(run.bytes).max(INSTRUCTION_BYTES_MAX);
         self.tlb.note_code(mem, at.page(), start, end.min(4096));
-        code.by_page.entry(at.page()).or_default().push(key);
-        if let Some(page) = next_page {
-            self.tlb.note_code(mem, page >> PAGE_SHIFT, 0, INSTRUCTION_BYTES_MAX);
-            code.by_page.entry(page >> PAGE_SHIFT).or_default().push(key);
+        if let Some(next) = next_page {
+            let next = next >> PAGE_SHIFT;
+            self.tlb.note_code(mem, next, 0, INSTRUCTION_BYTES_MAX);
+            let straddlers = &mut code.page_mut(next).straddlers;
+            if !straddlers.contains(&(at.page(), key)) {
+                straddlers.push((at.page(), key));
+            }
         }
-        code.blocks.insert(key, Block { run, ram: at.0, next_page });
+        let page = code.page_mut(at.page());
+        page.keys.push(key);
+        page.blocks.push(Block { run, next_page });
     }
 
     /// Drops the blocks whose bytes were written.
@@ -254,30 +282,21 @@ impl Cpu {
         for write in std::mem::take(&mut self.tlb.code_writes) {
             self.drop_code(code, write);
         }
-        self.tlb.code_epoch += 1;
+        self.tlb.drop_links();
     }
 
     fn drop_code(&mut self, code: &mut CodeCache, write: WatchedWrite) {
         let page = write.offset.page();
-        let Some(keys) = code.by_page.get(&page) else { return };
-        let (start, end) = (write.offset.0, write.offset.0 + u64::from(write.len));
-        let touches = |block: &Block| {
-            let bytes = u64::from(block.run.bytes).max(INSTRUCTION_BYTES_MAX as u64);
-            let block_end = block.ram + bytes;
-            let on_first = block.ram < end && start < block_end;
-            let on_next = block
-                .next_page
-                .is_some_and(|next| start < next + INSTRUCTION_BYTES_MAX as u64 && next < end);
-            on_first || on_next
-        };
-        let hit: Vec<_> =
-            keys.iter().copied().filter(|key| code.blocks.get(key).is_some_and(touches)).collect();
-        self.stats.blocks_dropped += hit.len() as u64;
-        for key in hit {
-            code.drop_block(key);
+        let start = write.offset.0 & 0xfff;
+        let here = code.page_mut(page);
+        self.stats.blocks_dropped += here.drop_range(start, start + u64::from(write.len));
+        if start < INSTRUCTION_BYTES_MAX as u64 {
+            for (other, key) in std::mem::take(&mut here.straddlers) {
+                code.page_mut(other).drop_key(key);
+            }
         }
-        if code.by_page.get(&page).is_some_and(Vec::is_empty) {
-            code.by_page.remove(&page);
+        let here = code.page_mut(page);
+        if here.keys.is_empty() && here.straddlers.is_empty() {
             self.tlb.forget_code(page);
         }
     }

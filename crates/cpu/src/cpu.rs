@@ -28,7 +28,7 @@ pub struct CpuStats {
     pub walked_entry_writes: u64,
     /// Single entries dropped.
     pub tlb_drops: u64,
-    /// Times that the whole TLB was dropped.
+    /// Times that a half of an address space, or all, was dropped.
     pub tlb_flushes: u64,
     /// Loads of CR3.
     pub cr3_loads: u64,

@@ -70,7 +70,7 @@ impl Cpu {
                 }
             }
             let linear = self.fetch_linear();
-            let run = match code.jump(linear, self.mode_key, self.tlb.code_epoch) {
+            let run = match code.jump(linear, self.mode_key, self.tlb.code_epoch(linear)) {
                 Some(run) => run,
                 None => match self.find_block(code, env.mem, linear) {
                     Ok(run) => run,

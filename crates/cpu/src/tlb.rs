@@ -32,6 +32,9 @@ const VIEW_UNCACHED: usize = 3;
 /// Entries of the second level, which holds what the first level lost to another page.
 const BACKUP_ENTRIES: usize = 1 << 12;
 
+/// A bank's lower half (programs) and upper half (the kernel) are dropped apart: a *space*.
+const SPACES: usize = 2 * BANKS;
+
 const EXEC_PAGES: usize = 128;
 const EXEC_ENTRIES: usize = EXEC_PAGES * 2 * BANKS;
 
@@ -85,8 +88,12 @@ pub(crate) struct Tlb {
     banks: [Option<u64>; BANKS],
     bank: usize,
     next_bank: usize,
-    /// Goes up whenever a link from a linear address to code may have become wrong.
-    pub(crate) code_epoch: u32,
+    /// By space: goes up whenever a link from a linear address to code may have become wrong.
+    code_epochs: [u32; SPACES],
+    /// By space: the drop number at which it was last dropped as a whole.
+    dropped_at: [u64; SPACES],
+    /// Drops of whole spaces so far.
+    drops: u64,
     uses: PageUses,
     /// Writes to code that the code cache has not seen yet.
     pub(crate) code_writes: Vec<WatchedWrite>,
@@ -117,7 +124,9 @@ impl Tlb {
             banks: [None; BANKS],
             bank: 0,
             next_bank: 0,
-            code_epoch: 0,
+            code_epochs: [0; SPACES],
+            dropped_at: [0; SPACES],
+            drops: 0,
             uses: PageUses::default(),
             code_writes: Vec::new(),
         }
@@ -259,25 +268,50 @@ impl Tlb {
     }
 
     fn clear_bank(&mut self, bank: usize) {
-        let first = bank << BANK_SHIFT;
-        for index in first..first + PAGES * VIEWS {
-            self.entries[index] = empty_entry(index);
+        self.drop_spaces(3 << (2 * bank));
+    }
+
+    /// Drops everything of the spaces whose bits are set.
+    fn drop_spaces(&mut self, spaces: u16) {
+        self.drops += 1;
+        for space in (0..SPACES).filter(|space| spaces >> space & 1 != 0) {
+            let (bank, half) = (space / 2, (space & 1) as u64);
+            let first = bank << BANK_SHIFT;
+            for index in first..first + PAGES * VIEWS {
+                if self.entries[index].read >> 63 == half {
+                    self.entries[index] = empty_entry(index);
+                }
+            }
+            self.exec[bank * 2 * EXEC_PAGES..(bank + 1) * 2 * EXEC_PAGES].fill(NO_EXEC);
+            self.code_epochs[space] += 1;
+            self.dropped_at[space] = self.drops;
         }
-        let of_bank = |entry: &&mut BackupEntry| bank_of_key(entry.key) == bank;
-        self.backup.iter_mut().filter(of_bank).for_each(|entry| *entry = NO_BACKUP);
-        self.exec[bank * 2 * EXEC_PAGES..(bank + 1) * 2 * EXEC_PAGES].fill(NO_EXEC);
-        self.code_epoch += 1;
+        for entry in self.backup.iter_mut() {
+            let space = space_of(bank_of_key(entry.key), entry.key);
+            if entry.key != NO_BACKUP.key && spaces >> space & 1 != 0 {
+                *entry = NO_BACKUP;
+            }
+        }
     }
 
     fn clear(&mut self) {
         for bank in 0..BANKS {
-            if self.banks[bank].is_some() && bank != self.bank {
-                self.clear_bank(bank);
+            if bank != self.bank {
                 self.banks[bank] = None;
             }
         }
-        self.clear_bank(self.bank);
-        self.uses.forget_walks();
+        self.drop_spaces(u16::MAX);
+    }
+
+    /// Which links from linear addresses near this one to code still hold.
+    #[inline(always)]
+    pub(crate) fn code_epoch(&self, linear: u64) -> u32 {
+        self.code_epochs[space_of(self.bank, linear) & (SPACES - 1)]
+    }
+
+    /// Has every link to code looked up again.
+    pub(crate) fn drop_links(&mut self) {
+        self.code_epochs.iter_mut().for_each(|epoch| *epoch += 1);
     }
 
     /// Drops the translations of one page in every bank and view; true if there were any.
@@ -297,7 +331,8 @@ impl Tlb {
         dropped
     }
 
-    fn drop_exec_page(&mut self, linear: u64) {
+    /// Drops the translation for fetches of one page, and the links in the spaces that used it.
+    fn drop_exec_page(&mut self, linear: u64, spaces: u16) {
         for bank in 0..BANKS {
             for user in [false, true] {
                 let index = self.exec_index(bank, user, linear);
@@ -306,7 +341,9 @@ impl Tlb {
                 }
             }
         }
-        self.code_epoch += 1;
+        for space in (0..SPACES).filter(|space| spaces >> space & 1 != 0) {
+            self.code_epochs[space] += 1;
+        }
     }
 
     pub(crate) fn drop_write_tags(&mut self) {
@@ -343,7 +380,7 @@ impl Tlb {
     pub(crate) fn forget_all_code(&mut self) {
         self.uses.slab.iter_mut().for_each(|page_use| page_use.code_chunks = 0);
         self.code_writes.clear();
-        self.code_epoch += 1;
+        self.drop_links();
     }
 
     /// True if a write to these bytes would change code that is translated.
@@ -358,12 +395,14 @@ impl Tlb {
     pub(crate) fn note_walk(&mut self, mem: &mut GuestMem, step: WalkStep) {
         let page = step.entry.page();
         self.watch(mem, page);
-        let epoch = self.uses.epoch;
+        let space = space_of(self.bank, step.linear);
+        let (dropped_at, drops) = (self.dropped_at, self.drops);
         let page_use = self.uses.of(page);
-        if page_use.epoch != epoch {
+        if page_use.is_void(&dropped_at) {
             page_use.forget_walks();
-            page_use.epoch = epoch;
         }
+        page_use.spaces |= 1 << space;
+        page_use.last_walk = drops;
         let slot = (step.entry.0 >> 3 & 511) as usize;
         page_use.walked[slot / 64] |= 1 << (slot % 64);
         match step.table_linear {
@@ -391,6 +430,8 @@ pub(crate) struct WalkStep {
     /// The linear address of the page that the table's first entry maps, if this is a table of
     /// 8-byte entries for single 4 KiB pages.
     pub(crate) table_linear: Option<u64>,
+    /// The address that was translated.
+    pub(crate) linear: u64,
     /// The walk was for an instruction fetch.
     pub(crate) fetch: bool,
 }
@@ -410,6 +451,10 @@ fn backup_key(base: usize, linear: u64) -> u64 {
 
 fn bank_of_key(key: u64) -> usize {
     (key & 0xfff) as usize / VIEWS
+}
+
+fn space_of(bank: usize, linear: u64) -> usize {
+    bank * 2 + (linear >> 63) as usize
 }
 
 fn backup_index(key: u64) -> usize {
@@ -434,8 +479,10 @@ enum TableLinear {
 
 /// What depends on the content of one RAM page.
 struct PageUse {
-    /// The walks below are those of this epoch.
-    epoch: u32,
+    /// The spaces whose walks went through here.
+    spaces: u16,
+    /// Drops of spaces before the last walk.
+    last_walk: u64,
     /// One bit per 8 bytes: the entry was walked.
     walked: [u64; 8],
     /// The entry was walked for a fetch.
@@ -446,7 +493,15 @@ struct PageUse {
 }
 
 impl PageUse {
+    /// True if nothing in the TLB was filled from here.
+    fn is_void(&self, dropped_at: &[u64; SPACES]) -> bool {
+        let lives =
+            |space: &usize| self.spaces >> space & 1 != 0 && dropped_at[*space] <= self.last_walk;
+        self.walked == [0; 8] || !(0..SPACES).any(|space| lives(&space))
+    }
+
     fn forget_walks(&mut self) {
+        self.spaces = 0;
         self.walked = [0; 8];
         self.fetched = [0; 8];
         self.linear = TableLinear::Unknown;
@@ -458,7 +513,6 @@ struct PageUses {
     /// Place in `slab` plus one of each RAM page; 0 for none.
     places: Vec<u32>,
     slab: Vec<PageUse>,
-    epoch: u32,
 }
 
 impl PageUses {
@@ -469,7 +523,8 @@ impl PageUses {
         }
         if self.places[page] == 0 {
             self.slab.push(PageUse {
-                epoch: self.epoch,
+                spaces: 0,
+                last_walk: 0,
                 walked: [0; 8],
                 fetched: [0; 8],
                 linear: TableLinear::Unknown,
@@ -484,10 +539,6 @@ impl PageUses {
         let place = *self.places.get(page as usize)?;
         if place == 0 { None } else { Some(&mut self.slab[place as usize - 1]) }
     }
-
-    fn forget_walks(&mut self) {
-        self.epoch += 1;
-    }
 }
 
 /// What a write to a watched page means.
@@ -500,6 +551,7 @@ enum WriteEffect {
         first: usize,
         last: usize,
         linear: TableLinear,
+        spaces: u16,
     },
 }
 
@@ -538,14 +590,18 @@ impl Cpu {
         match self.tlb.effect_of(write) {
             WriteEffect::Unwatch => mem.marks_mut().unwatch(write.offset.page()),
             WriteEffect::Nothing => self.stats.table_writes += 1,
-            WriteEffect::Slots { first, last, linear } => {
+            WriteEffect::Slots { first, last, linear, spaces } => {
                 self.stats.table_writes += 1;
                 self.stats.walked_entry_writes += 1;
                 match linear {
                     TableLinear::Last(table) => {
                         self.drop_slots(write.offset.page(), table, first, last)
                     }
-                    _ => self.flush_tlb(),
+                    _ => {
+                        self.tlb.drop_spaces(spaces);
+                        self.stats.tlb_flushes += 1;
+                        self.attention = true;
+                    }
                 }
             }
         }
@@ -562,9 +618,10 @@ impl Cpu {
             let fetched = page_use.fetched[word] & bit != 0;
             page_use.walked[word] &= !bit;
             page_use.fetched[word] &= !bit;
+            let spaces = page_use.spaces;
             self.stats.tlb_drops += self.tlb.drop_page(linear);
             if fetched {
-                self.tlb.drop_exec_page(linear);
+                self.tlb.drop_exec_page(linear, spaces);
                 self.attention = true;
             }
         }
@@ -573,12 +630,11 @@ impl Cpu {
 
 impl Tlb {
     fn effect_of(&mut self, write: WatchedWrite) -> WriteEffect {
-        let epoch = self.uses.epoch;
+        let dropped_at = self.dropped_at;
         let Some(page_use) = self.uses.get(write.offset.page()) else {
             return WriteEffect::Unwatch;
         };
-        let is_current = page_use.epoch == epoch;
-        if !is_current || page_use.walked == [0; 8] {
+        if page_use.is_void(&dropped_at) {
             return if page_use.code_chunks == 0 {
                 WriteEffect::Unwatch
             } else {
@@ -589,7 +645,7 @@ impl Tlb {
         let (first, last) = (start / 8, (start + write.len as usize - 1) / 8);
         let hit = (first..=last).any(|slot| page_use.walked[slot / 64] >> (slot % 64) & 1 != 0);
         if hit {
-            WriteEffect::Slots { first, last, linear: page_use.linear }
+            WriteEffect::Slots { first, last, linear: page_use.linear, spaces: page_use.spaces }
         } else {
             WriteEffect::Nothing
         }

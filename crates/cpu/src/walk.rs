@@ -172,7 +172,7 @@ impl Cpu {
         });
         match allowed {
             Ok((walk, leaf)) => {
-                self.mark_accessed(mem, &walk, kind);
+                self.mark_accessed(mem, linear, &walk, kind);
                 self.stats.walks += 1;
                 let is_dirty = kind == Kind::Write || walk.last().value & Pte::D != 0;
                 let may_store = is_dirty && self.is_allowed(walk.rights, Kind::Write, view);
@@ -247,7 +247,7 @@ impl Cpu {
     }
 
     /// Sets Accessed and Dirty and has the tables watched.
-    fn mark_accessed(&mut self, mem: &mut GuestMem, walk: &Walk, kind: Kind) {
+    fn mark_accessed(&mut self, mem: &mut GuestMem, linear: u64, walk: &Walk, kind: Kind) {
         for (level, visited) in walk.visited[..walk.depth].iter().enumerate() {
             let is_last = level + 1 == walk.depth;
             let wanted = Pte::A | if is_last && kind == Kind::Write { Pte::D } else { 0 };
@@ -257,6 +257,7 @@ impl Cpu {
             let step = WalkStep {
                 entry: visited.at,
                 table_linear: visited.table_linear,
+                linear,
                 fetch: kind == Kind::Fetch,
             };
             self.tlb.note_walk(mem, step);

@@ -10,7 +10,7 @@ use cpu::{CpuState, CpuStop};
 const STEPS: u64 = 1500;
 /// An interrupt line goes up every so many steps.
 const INTERRUPT_PERIOD: u64 = 97;
-const PROGRAMS: u64 = 40;
+const PROGRAMS: u64 = 15;
 
 /// A program of random bytes. Handlers skip a byte of what faulted and return.
 fn random_program(seed: u64) -> Vm {
