@@ -292,6 +292,9 @@ impl CpuState {
         if self.rflags & !Rflags::ALL != 0 || self.rflags & Rflags::FIXED == 0 {
             return impossible("RFLAGS with reserved bits");
         }
+        if self.rflags & Rflags::VM != 0 {
+            return impossible("virtual 8086 mode");
+        }
         if sys.xcr0 & !cpuid::XCR0_ALL != 0 || sys.xcr0 & 1 == 0 {
             return impossible("XCR0 with unknown components");
         }

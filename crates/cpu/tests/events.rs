@@ -329,3 +329,33 @@ fn real_mode_interrupts_go_through_the_vector_table() {
     assert_eq!((vm.cpu.gpr(3), vm.cpu.rip()), (1, 0x7c03));
     assert_eq!(vm.cpu.gpr(4), 0x7000);
 }
+
+/// Two 32-bit tasks: the first calls the second by its TSS, the second returns by IRET.
+#[test]
+fn a_far_call_to_a_tss_switches_tasks_and_iret_switches_back() {
+    // call 0x48:0; hlt
+    let mut vm = Vm::protected(&[0x9a, 0, 0, 0, 0, 0x48, 0, 0xf4]);
+    let (gdt, tss) = (0x1000, DATA + 0x1000);
+    let tss_descriptor = 0x67 | (tss & 0xff_ffff) << 16 | 0x89 << 40;
+    vm.mem.write_obj(Gpa(gdt + 0x48), tss_descriptor).unwrap();
+    vm.change(|state| {
+        state.sys.gdtr.limit = 0x4f;
+        state.gpr[3] = 0x1111;
+    });
+    let fields = [(32, DATA), (36, 2), (52, 0x2222), (56, 0x6_0000)];
+    let selectors = [(72, 0x10u64), (76, 0x28), (80, 0x10), (84, 0x10), (88, 0x10), (92, 0x10)];
+    for (at, value) in fields.into_iter().chain(selectors) {
+        vm.write(tss + at, &(value as u32).to_le_bytes());
+    }
+    vm.write(DATA, &[0x43, 0xcf, 0xf4]); // inc ebx; iret
+    vm.run(1);
+    assert_eq!((vm.cpu.rip(), vm.cpu.gpr(3), vm.cpu.gpr(4)), (DATA, 0x2222, 0x6_0000));
+    assert_eq!((vm.cpu.sys().tr.selector, vm.cpu.rflags() & Rflags::NT), (0x48, Rflags::NT));
+    assert_eq!(vm.read(tss) & 0xffff, u64::from(common::TSS_SELECTOR), "the link to the caller");
+    assert_eq!(vm.run(10), CpuStop::Halted);
+    assert_eq!((vm.cpu.rip(), vm.cpu.gpr(3)), (CODE + 8, 0x1111));
+    assert_eq!(vm.cpu.sys().tr.selector, common::TSS_SELECTOR);
+    assert_eq!(vm.read(tss + 52) & 0xffff_ffff, 0x2223, "the second task is saved");
+    assert_eq!(vm.read(gdt + 0x48) >> 41 & 1, 0, "and no longer busy");
+    assert_eq!(vm.cpu.icount().0, 4, "call, INC, IRET, HLT");
+}

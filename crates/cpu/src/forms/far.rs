@@ -398,7 +398,7 @@ impl Cpu {
     }
 }
 
-fn iret<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
+fn iret<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     let word = size_of::<T>() as u64;
     if !cpu.is_protected() {
         return iret_real::<T>(cpu, env);
@@ -407,7 +407,7 @@ fn iret<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, _: &Op) -> Result<(), Fault> 
         if cpu.is_long_mode() {
             return Err(cpu.gp());
         }
-        return cpu.switch_by_iret(env);
+        return cpu.switch_by_iret(env, cpu.next_rip(op));
     }
     let rip = cpu.peek::<T>(env, 0)?;
     let selector = Selector(cpu.peek::<T>(env, 1)? as u16);
