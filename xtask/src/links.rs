@@ -1,7 +1,7 @@
 //! The check that links between the tree's Markdown files lead somewhere.
 //!
 //! A relative link has to name a file of the tree; a fragment has to name one of its headings.
-//! Links to other places are left alone.
+//! Links to other places are left alone. In `docs/behaviours.md` the tests that it names have to exist, too.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::process::root;
 
 pub(crate) fn check() -> Result<()> {
     let mut broken = Vec::new();
-    for file in markdown_files()? {
+    for file in files("*.md")? {
         let text = read(&file)?;
         for link in page(&text).links {
             if let Some(why) = why_broken(&file, &link)? {
@@ -27,13 +27,45 @@ pub(crate) fn check() -> Result<()> {
     if !broken.is_empty() {
         bail!("links that lead nowhere:\n  {}", broken.join("\n  "));
     }
+    check_tests()
+}
+
+/// Looks for the tests that `docs/behaviours.md` names as `crate::file::test`.
+fn check_tests() -> Result<()> {
+    let sources: Vec<(String, String)> = files("crates/*.rs")?
+        .into_iter()
+        .map(|file| {
+            let name = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
+            Ok((name, read(&file)?))
+        })
+        .collect::<Result<_>>()?;
+    let page = read(&root().join("docs/behaviours.md"))?;
+    let is_there = |test: &str| sources.iter().any(|(name, text)| has_test(name, text, test));
+    let missing: Vec<_> = tests_named(&page).filter(|test| !is_there(test)).collect();
+    if !missing.is_empty() {
+        bail!("docs/behaviours.md names tests that are not there:\n  {}", missing.join("\n  "));
+    }
     Ok(())
 }
 
-/// The Markdown files that git knows or would add.
-fn markdown_files() -> Result<Vec<PathBuf>> {
+fn tests_named(page: &str) -> impl Iterator<Item = &str> {
+    let code = page.split('`').skip(1).step_by(2);
+    code.filter(|code| code.matches("::").count() >= 2)
+}
+
+/// True if the source file `name` can be what `test` names, and has it.
+fn has_test(name: &str, text: &str, test: &str) -> bool {
+    let Some((place, function)) = test.rsplit_once("::") else { return false };
+    let Some((package, module)) = place.split_once("::") else { return false };
+    name.starts_with(&format!("crates/{package}/"))
+        && name.contains(&format!("/{}", module.replace("::", "/")))
+        && text.contains(&format!("fn {function}() {{"))
+}
+
+/// The files like `pattern` that git knows or would add.
+fn files(pattern: &str) -> Result<Vec<PathBuf>> {
     let output = Command::new("git")
-        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.md"])
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", pattern])
         .current_dir(root())
         .output()
         .context("cannot run git")?;
@@ -117,6 +149,20 @@ mod tests {
         assert_eq!(page.links, ["b.md#c", "e.md"]);
         let anchors: Vec<_> = page.anchors.iter().map(String::as_str).collect();
         assert_eq!(anchors, ["the-log-twice", "the-log-twice-1"]);
+    }
+
+    #[test]
+    fn a_test_is_found_by_its_crate_file_and_name() {
+        let page =
+            "a `word`, `replay::debian_boot`, `ft::node::one` and `devices::virtio::net::two`";
+        let named: Vec<_> = tests_named(page).collect();
+        assert_eq!(named, ["ft::node::one", "devices::virtio::net::two"]);
+        let text = "#[test]\nfn two() {\n}\n";
+        let has = |name: &str, test: &str| has_test(name, text, test);
+        assert!(has("crates/devices/src/virtio/net/tests.rs", "devices::virtio::net::two"));
+        assert!(!has("crates/devices/src/virtio/net/tests.rs", "devices::virtio::net::tw"));
+        assert!(!has("crates/devices/src/virtio/blk/tests.rs", "devices::virtio::net::two"));
+        assert!(!has("crates/disk/src/virtio/net/tests.rs", "devices::virtio::net::two"));
     }
 
     #[test]
