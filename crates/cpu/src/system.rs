@@ -7,6 +7,10 @@ use crate::op::{Env, Fault};
 use crate::state::{Seg, SystemState};
 use crate::{Cpu, Mtrrs};
 
+/// Bits of `IA32_MISC_ENABLE` that CPUs of the family we show have. Only 22 (limit CPUID to leaf 2) does
+/// anything; the others are kept for the guest.
+const MISC_ENABLE: u64 = 1 | 1 << 3 | 1 << 7 | 3 << 11 | 1 << 16 | 1 << 18 | 3 << 22 | 1 << 34;
+
 /// Bits that CR4 can hold: those of the features that CPUID shows.
 const CR4_ALL: u64 = Cr4::TSD
     | Cr4::DE
@@ -336,7 +340,7 @@ fn stored_msr(sys: &mut SystemState, number: u32) -> Option<(&mut u64, Rule)> {
         msr::IA32_KERNEL_GS_BASE => (&mut sys.kernel_gs_base, Rule::Canonical),
         msr::IA32_TSC_AUX => (&mut sys.tsc_aux, Rule::Mask(0xffff_ffff)),
         msr::IA32_PAT => (&mut sys.pat, Rule::Types),
-        msr::IA32_MISC_ENABLE => (&mut sys.misc_enable, Rule::Mask(1 | 1 << 22)),
+        msr::IA32_MISC_ENABLE => (&mut sys.misc_enable, Rule::Mask(MISC_ENABLE)),
         msr::IA32_MCG_STATUS => (&mut sys.mcg_status, Rule::Mask(0)),
         msr::IA32_MTRR_DEF_TYPE => (&mut sys.mtrrs.def_type, Rule::Mask(0xcff)),
         msr::IA32_MTRR_PHYSBASE0..=msr::IA32_MTRR_PHYSMASK7 => {
