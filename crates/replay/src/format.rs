@@ -6,7 +6,7 @@
 //! before it.
 
 use base::{Digest, Generation, Icount, LogPos};
-use machine::event::Event;
+use machine::event::{DiskResult, Event};
 use serde::{Deserialize, Serialize};
 
 /// The first bytes of a log.
@@ -15,6 +15,9 @@ pub const PREAMBLE: [u8; 8] = *b"LSLOG\0\x01\0";
 pub const FRAME_BYTES_MAX: usize = 32 << 20;
 /// How much start state goes into one frame, in bytes.
 const START_CHUNK_BYTES: usize = 1 << 20;
+/// A frame is closed once its entries carry this much. One entry is 16 MiB at most (a disk's read), so
+/// every frame keeps well below [`FRAME_BYTES_MAX`].
+const FRAME_FULL_BYTES: usize = 1 << 20;
 /// Length and checksum.
 const FRAME_HEADER_BYTES: usize = 8;
 
@@ -107,13 +110,17 @@ pub struct Encoder {
     /// Index of the next entry that is packed.
     next: u64,
     packed: Vec<PackedEntry>,
+    /// What the packed entries carry, about.
+    packed_bytes: usize,
+    /// Frames that were full.
+    full: Vec<u8>,
 }
 
 impl Encoder {
     /// An encoder for a log that continues at `pos`, where the machine is at `icount`.
     #[must_use]
     pub fn new(pos: LogPos, icount: Icount) -> Encoder {
-        Encoder { last: icount, next: pos.0, packed: Vec::new() }
+        Encoder { last: icount, next: pos.0, packed: Vec::new(), packed_bytes: 0, full: Vec::new() }
     }
 
     /// The preamble and the frames that carry a start state.
@@ -136,8 +143,20 @@ impl Encoder {
     /// If `entry` lies before the entry added last: the log is in order by construction.
     pub fn push(&mut self, entry: Entry) {
         assert!(entry.icount >= self.last, "log entries out of order");
+        self.packed_bytes += carried_bytes(&entry.body);
         self.packed.push(PackedEntry { steps: entry.icount.since(self.last), body: entry.body });
         self.last = entry.icount;
+        if self.packed_bytes >= FRAME_FULL_BYTES {
+            self.close_frame();
+        }
+    }
+
+    fn close_frame(&mut self) {
+        let end = self.end();
+        let entries = std::mem::take(&mut self.packed);
+        append_frame(&mut self.full, &Frame::Entries { first: self.next, entries });
+        self.next = end.0;
+        self.packed_bytes = 0;
     }
 
     /// The position behind everything added so far.
@@ -149,20 +168,26 @@ impl Encoder {
     /// True if nothing was added since [`Encoder::take_bytes`].
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.packed.is_empty()
+        self.packed.is_empty() && self.full.is_empty()
     }
 
-    /// The frame with everything added since the last call; empty if nothing was.
+    /// The frames with everything added since the last call; empty if nothing was.
     #[must_use]
     pub fn take_bytes(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
         if !self.packed.is_empty() {
-            let end = self.end();
-            let entries = std::mem::take(&mut self.packed);
-            append_frame(&mut bytes, &Frame::Entries { first: self.next, entries });
-            self.next = end.0;
+            self.close_frame();
         }
-        bytes
+        std::mem::take(&mut self.full)
+    }
+}
+
+/// How many bytes of payload an entry carries, apart from some words.
+fn carried_bytes(body: &Body) -> usize {
+    match body {
+        Body::Event(Event::FramesReceived { frames, .. }) => frames.iter().map(Vec::len).sum(),
+        Body::Event(Event::DiskDone { result: DiskResult::Data(bytes), .. })
+        | Body::Event(Event::ConsoleInput { bytes, .. } | Event::Entropy { bytes }) => bytes.len(),
+        _ => 0,
     }
 }
 
@@ -412,6 +437,25 @@ mod tests {
         decoder.feed(&bytes);
         let error = decoder.poll().unwrap_err();
         assert_eq!(error, LogError::Damaged { offset: 0, why: "an entry is missing before it" });
+    }
+
+    /// Several of a disk's largest reads may end between two calls of `take_bytes`.
+    #[test]
+    fn entries_of_any_total_size_come_back() {
+        let mut encoder = Encoder::new(LogPos(0), Icount(0));
+        let mut log = Encoder::encode_start(b"start");
+        let entry = |request| {
+            let result = DiskResult::Data(vec![request as u8; 16 << 20]);
+            let body = Body::Event(Event::DiskDone { disk: 0, request, result });
+            Entry { icount: Icount(request), body }
+        };
+        (0..3).for_each(|request| encoder.push(entry(request)));
+        assert!(!encoder.is_empty());
+        log.extend(encoder.take_bytes());
+        assert!(encoder.is_empty());
+        let (entries, _, error) = decode(&log);
+        assert_eq!(error, None);
+        assert!(entries == [0, 1, 2].map(entry));
     }
 
     #[test]
