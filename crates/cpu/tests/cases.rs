@@ -51,7 +51,8 @@ impl Picture {
 /// Splits the text before the arrow into code and items; what is between them is for people.
 fn parse(before: &str) -> (Vec<u8>, Vec<&str>) {
     let words: Vec<&str> = before.split_whitespace().collect();
-    let is_hex = |word: &&&str| word.len() % 2 == 0 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_hex =
+        |word: &&&str| word.len().is_multiple_of(2) && word.bytes().all(|b| b.is_ascii_hexdigit());
     let digits: String = words.iter().take_while(is_hex).copied().collect();
     let code = (0..digits.len() / 2)
         .map(|n| u8::from_str_radix(&digits[2 * n..2 * n + 2], 16).unwrap())
