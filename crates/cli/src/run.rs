@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use base::Nanos;
+use base::{Nanos, VmId};
 use clap::{Args, ValueEnum};
 use ft::{Timing, TimingError};
 use machine::{ClockMode, Off};
@@ -20,6 +20,7 @@ use vmm::run::RunReport;
 use crate::exit::{Exit, usage};
 use crate::options::{ProcessArgs, SiteArgs, check_address};
 
+const NAME_DEFAULT: &str = "vm";
 const MIB: u64 = 1 << 20;
 const RAM_MIB_DEFAULT: u64 = 512;
 const RAM_MIB_MAX: u64 = 16 << 10;
@@ -38,7 +39,7 @@ pub(crate) struct RunArgs {
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RunOptions {
-    /// The VM's name; the same on all hosts. [default: the vm.toml's folder, or "vm"]
+    /// The VM's name; the same on all hosts. [default: "vm" if it is protected, else "vm-" and the process's number]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// The kernel: a Linux bzImage, or a Multiboot or PVH ELF file.
@@ -247,7 +248,12 @@ fn read_file(path: &Path) -> Result<RunOptions> {
 /// The checked configuration.
 fn check(options: RunOptions) -> Result<RunConfig> {
     let kernel = options.kernel.clone().ok_or_else(|| usage("--kernel is missing"))?;
-    let vm = check_name(options.name.as_deref().unwrap_or("vm")).map_err(usage)?;
+    // A VM that nobody named can be found by its process; on two hosts it needs one name.
+    let named = options.name.as_deref().or(options.arbiter.as_ref().map(|_| NAME_DEFAULT));
+    let vm = match named {
+        Some(name) => check_name(name).map_err(usage)?,
+        None => VmId(format!("{NAME_DEFAULT}-{}", std::process::id())),
+    };
     let mem = options.mem.unwrap_or(RAM_MIB_DEFAULT);
     if mem == 0 || mem > RAM_MIB_MAX {
         return Err(usage(format!("--mem {mem}: a VM has from 1 to {RAM_MIB_MAX} MiB of RAM")));
@@ -286,6 +292,7 @@ fn check(options: RunOptions) -> Result<RunConfig> {
     let site = options.process.site(&options.site, security, options.listen)?;
     Ok(RunConfig {
         vm,
+        mac_base: named.unwrap_or(NAME_DEFAULT).to_owned(),
         kernel,
         initrd: options.initrd,
         append: options.append.unwrap_or_default(),

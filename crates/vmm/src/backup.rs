@@ -119,7 +119,8 @@ impl Waiting<'_> {
         let outbox = Arc::new(Outbox::new(self.wake.clone()));
         let links =
             Links { mailbox: mailbox.clone(), outbox: outbox.clone(), serial: hubs[0].clone() };
-        let thread = spawn_machine(move || Engine::new(links, None, None).run_backup())?;
+        let thread =
+            spawn_machine(move || Engine::new(links, None, None).run_backup(), self.post.clone())?;
         let node_config = ft::Config {
             vm: vm.clone(),
             claimant,

@@ -24,6 +24,8 @@ const NAME_LEN_MAX: usize = 64;
 pub struct RunConfig {
     /// The VM's name.
     pub vm: VmId,
+    /// What default MAC addresses follow from.
+    pub mac_base: String,
     /// What to boot.
     pub kernel: PathBuf,
     /// Its initial RAM disk.
@@ -243,11 +245,11 @@ fn parse_mac(text: &str) -> Option<Mac> {
     (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }
 
-/// The MAC address of a VM's network device number `index`, the same on every host: from the range
+/// The MAC address of network device number `index` of the VM `base`, the same on every host: from the range
 /// that QEMU uses too.
 #[must_use]
-pub fn default_mac(vm: &VmId, index: usize) -> Mac {
-    let digest = Digest::of(format!("{vm}/{index}").as_bytes());
+pub fn default_mac(base: &str, index: usize) -> Mac {
+    let digest = Digest::of(format!("{base}/{index}").as_bytes());
     [0x52, 0x54, 0x00, digest.0[0], digest.0[1], digest.0[2]]
 }
 
@@ -323,8 +325,7 @@ mod tests {
 
     #[test]
     fn default_macs_are_stations_and_differ() {
-        let vm = VmId("vm".to_owned());
-        assert_ne!(default_mac(&vm, 0), default_mac(&vm, 1));
-        assert_eq!(default_mac(&vm, 0)[0] & 3, 2);
+        assert_ne!(default_mac("vm", 0), default_mac("vm", 1));
+        assert_eq!(default_mac("vm", 0)[0] & 3, 2);
     }
 }

@@ -32,11 +32,20 @@ struct Inner {
     history: VecDeque<u8>,
     /// Number of the byte that comes next.
     end: u64,
-    /// Nothing will come any more.
-    closed: bool,
+    /// Why nothing will come any more, once that is so.
+    end_reason: Option<ConsoleEnd>,
     /// Up to where the reader that must not miss a byte has read, if there is one.
     patient: Option<u64>,
     watchers: Vec<Arc<Wake>>,
+}
+
+/// Why a console's output has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleEnd {
+    /// The VM is off.
+    Off,
+    /// The VM goes on elsewhere, or may: whoever wants more looks for it there.
+    Moved,
 }
 
 /// Bytes of a console.
@@ -104,25 +113,26 @@ impl ConsoleHub {
     }
 
     /// Says that nothing will come any more.
-    pub fn close(&self) {
+    pub fn close(&self, why: ConsoleEnd) {
         let mut inner = self.lock();
-        inner.closed = true;
+        inner.end_reason = Some(why);
         inner.watchers.iter().for_each(|wake| wake.ring());
         drop(inner);
         self.changed.notify_all();
     }
 
-    /// Whether nothing will come any more.
+    /// Why nothing will come any more, if that is so.
     #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.lock().closed
+    pub fn end_reason(&self) -> Option<ConsoleEnd> {
+        self.lock().end_reason
     }
 
     /// Whether the guest has to wait, because a reader that must not miss a byte is far behind.
     #[must_use]
     pub fn is_full(&self) -> bool {
         let inner = self.lock();
-        !inner.closed && inner.patient.is_some_and(|read| inner.end - read > UNREAD_LEN_MAX)
+        inner.end_reason.is_none()
+            && inner.patient.is_some_and(|read| inner.end - read > UNREAD_LEN_MAX)
     }
 
     /// Announces a reader that must not miss a byte from here on; [`ConsoleHub::copy_to`] is it.
@@ -147,7 +157,7 @@ impl ConsoleHub {
             let mut inner = self.lock();
             let Some(mut read) = inner.patient else { return Ok(()) };
             while inner.end == read {
-                if inner.closed {
+                if inner.end_reason.is_some() {
                     return Ok(());
                 }
                 inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
@@ -195,7 +205,7 @@ mod tests {
         let all: Vec<u8> = (0..2 * HISTORY_LEN_MAX).map(|n| (n >> 4) as u8).collect();
         hub.append(6, &all);
         assert!(hub.is_full());
-        hub.close();
+        hub.close(ConsoleEnd::Off);
         let mut copied = Vec::new();
         hub.copy_to(&mut copied).unwrap();
         assert!(copied == all);

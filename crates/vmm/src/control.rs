@@ -16,7 +16,7 @@ use machine::event::Console;
 use serde::{Deserialize, Serialize};
 
 use crate::conn::Conn;
-use crate::console::ConsoleHub;
+use crate::console::{ConsoleEnd, ConsoleHub};
 use crate::timeline::TimelineEvent;
 
 /// The first byte of every request; no message of the logging channel begins so.
@@ -206,7 +206,7 @@ fn serve_console(
     }
     loop {
         // In this order, so that nothing is appended between the last look and the end.
-        let closed = hub.is_closed();
+        let end_reason = hub.end_reason();
         while conn.unsent_len() < UNSENT_LEN_MAX {
             let part = hub.read(from);
             if part.bytes.is_empty() {
@@ -215,8 +215,10 @@ fn serve_console(
             from = part.first + part.bytes.len() as u64;
             write_record(conn, part.first, &part.bytes);
         }
-        if closed && hub.read(from).bytes.is_empty() {
-            write_record(conn, from, &[]);
+        if let Some(why) = end_reason.filter(|_| hub.read(from).bytes.is_empty()) {
+            if why == ConsoleEnd::Off {
+                write_record(conn, from, &[]);
+            }
             return Ok(());
         }
         conn.flush()?;
@@ -442,7 +444,7 @@ mod tests {
         second.ask(&Request::Console { from: 17, virtio: false }).unwrap();
         second.type_bytes(b"root\n").unwrap();
         assert_eq!(second.hear().unwrap(), [Heard::Bytes(17, b"root\n".to_vec())]);
-        fake.hub.close();
+        fake.hub.close(ConsoleEnd::Off);
         assert_eq!(second.hear().unwrap(), [Heard::End]);
     }
 

@@ -76,6 +76,8 @@ struct Live {
     pace: Pace,
     /// Random bytes that the guest has asked for.
     entropy_wanted: Vec<u32>,
+    /// Disk requests that have no completion yet.
+    disk_in_flight: usize,
     next_digest: Icount,
     /// The guest is off, and the thread only finishes what is left.
     ended: bool,
@@ -323,11 +325,17 @@ impl Engine {
     }
 
     fn inject_inputs(&mut self, live: &mut Live) {
+        if live.pacer.is_none() && live.disk_in_flight > 0 {
+            // On the virtual clock a disk takes no time, so that its answers always come at one step.
+            self.links.mailbox.wait_for_disk(live.disk_in_flight);
+        }
         let recorder = &mut live.recorder;
         let room = |console| recorder.machine().console_room(console).min(CONSOLE_PER_EVENT_MAX);
         let (serial_room, virtio_room) = (room(Console::Serial), room(Console::Virtio));
         let mut events = self.links.mailbox.take_inputs(|inputs| {
             let mut events: Vec<Event> = inputs.switches.drain(..).map(Event::Control).collect();
+            live.disk_in_flight = live.disk_in_flight.saturating_sub(inputs.disk.len());
+            inputs.disk.make_contiguous().sort_by_key(|(disk, request, _)| (*disk, *request));
             let done = inputs.disk.drain(..);
             events.extend(done.map(|(disk, request, result)| Event::DiskDone {
                 disk,
@@ -404,6 +412,8 @@ impl Engine {
                     Output::EntropyWanted { len } => live.entropy_wanted.push(len),
                     output => {
                         urgent = true;
+                        live.disk_in_flight +=
+                            usize::from(matches!(output, Output::DiskRequest { .. }));
                         self.push_output(pos, output);
                     }
                 }
@@ -481,8 +491,9 @@ impl Live {
             pacer
         });
         let next_digest = Icount((machine.icount().0 / DIGEST_STEPS + 1) * DIGEST_STEPS);
+        let disk_in_flight = machine.unfinished_requests().len();
         let entropy_wanted = Vec::new();
-        Live { recorder, pacer, pace, entropy_wanted, next_digest, ended: false }
+        Live { recorder, pacer, pace, entropy_wanted, disk_in_flight, next_digest, ended: false }
     }
 
     /// Anchors the clock if it is time to, or `at_once`. Says how long a guest has to wait that is

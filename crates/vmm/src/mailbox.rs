@@ -139,6 +139,14 @@ impl Mailbox {
         taken
     }
 
+    /// Waits until `count` disk requests are done, or a command comes.
+    pub(crate) fn wait_for_disk(&self, count: usize) {
+        let mut mail = self.lock();
+        while mail.inputs.disk.len() < count && mail.commands.is_empty() {
+            mail = self.came.wait(mail).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Waits until something new comes, or until `timeout` is over.
     pub(crate) fn wait(&self, timeout: Option<Duration>) {
         let mut mail = self.lock();

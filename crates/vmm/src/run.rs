@@ -24,12 +24,12 @@ use crate::console::ConsoleHub;
 use crate::control::{Client, Reply, Request};
 use crate::desk::{Desk, Tenant};
 use crate::disks::{DiskOpenError, OpenDisks};
-use crate::engine::{Engine, Links};
+use crate::engine::{Engine, Links, describe};
 use crate::mailbox::{Mailbox, Outbox, Totals};
 use crate::nets::Nets;
 use crate::opening::{Opening, OpeningNet, Overrides};
 use crate::recording::{Recording, RecordingError};
-use crate::rundir::{ControlSocket, RunDirError};
+use crate::rundir::RunDirError;
 use crate::shell::{Arbiter, Body, Ended, Event, Parts, Post, Shell, destination};
 use crate::terminal::Terminal;
 use crate::timeline::Timeline;
@@ -137,7 +137,14 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let owner = Arc::new(AtomicBool::new(false));
     let timeline = open_timeline(&config.site)?;
 
-    let socket = config.site.run_dir.listen(&config.vm.0)?;
+    let socket = match config.site.run_dir.listen(&config.vm.0) {
+        // The pair's safety rests on the name; a VM alone can do without being found.
+        Err(error) if config.protection.is_none() => {
+            log::warn!("status, console and power will not find this VM: {}", describe(&error));
+            None
+        }
+        socket => Some(socket?),
+    };
     let desk = Desk::new(post.clone(), config.site.run_dir.clone());
     desk.set_tenant(Some(Tenant {
         vm: config.vm.0.clone(),
@@ -154,7 +161,7 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let disks = OpenDisks::open(&config.disks, &config.vm, stamp, &to)?;
     let machine = Machine::new(machine_config(config, &disks), payload)?;
     let recording = config.record.as_deref().map(|path| record(path, &machine)).transpose()?;
-    let macs = (0..).map(|index| default_mac(&config.vm, index));
+    let macs = (0..).map(|index| default_mac(&config.mac_base, index));
     let nets: Vec<OpeningNet> = (config.nets.iter().zip(macs))
         .map(|(net, mac)| OpeningNet { link: net.link.clone(), mac: net.mac.unwrap_or(mac) })
         .collect();
@@ -162,7 +169,9 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let open_nets = Nets::open(&links, &mailbox)?;
     open_nets.go_live();
 
-    desk.serve_unix(socket.listener.try_clone()?)?;
+    if let Some(socket) = &socket {
+        desk.serve_unix(socket.listener.try_clone()?)?;
+    }
     if let Some(listener) = tcp {
         desk.serve_tcp(listener, config.site.security.clone(), false)?;
     }
@@ -171,7 +180,7 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let serial = hubs[0].clone();
     let engine_links = Links { mailbox: mailbox.clone(), outbox: outbox.clone(), serial };
     let engine = Engine::new(engine_links, rng, recording);
-    let thread = spawn_machine(move || engine.run_powered_on(machine))?;
+    let thread = spawn_machine(move || engine.run_powered_on(machine), post.clone())?;
 
     let opening = Opening {
         nets,
@@ -216,14 +225,16 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     };
     let mut shell = Shell::new(parts, false);
     shell.note_power_on(generation);
-    shell.note_peers();
     if config.protection.is_some() {
+        shell.note_peers();
+    }
+    if config.protection.as_ref().is_some_and(|protection| !protection.backups.is_empty()) {
         shell.pair_at_power_on();
     }
     host::signals::on_end_signal(move |_| post.put(Event::EndSignal))?;
     let outcome = shell.run();
     terminal.detach(outcome.ended != Ended::Stopped);
-    drop::<ControlSocket>(socket);
+    drop(socket);
     Ok(RunReport {
         vm: config.vm.clone(),
         ended: outcome.ended,
@@ -238,8 +249,24 @@ pub(crate) fn machine_kind() -> Digest {
     Digest::of(format!("lockstep {version} x86-64-v2 {:?}", replay::format::PREAMBLE).as_bytes())
 }
 
-pub(crate) fn spawn_machine(run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name("vcpu0".to_owned()).spawn(run)
+/// Runs the machine on a thread of its own. Should it panic, which is a bug of ours, the process ends
+/// at once: the other side then takes over, and nothing is computed on broken ground.
+pub(crate) fn spawn_machine(
+    run: impl FnOnce() + Send + 'static,
+    post: Arc<Post>,
+) -> io::Result<JoinHandle<()>> {
+    struct Alarm(Arc<Post>);
+    impl Drop for Alarm {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.0.put(Event::MachineBroke);
+            }
+        }
+    }
+    thread::Builder::new().name("vcpu0".to_owned()).spawn(move || {
+        let _alarm = Alarm(post);
+        run();
+    })
 }
 
 pub(crate) fn open_timeline(site: &Site) -> Result<Timeline, RunError> {
@@ -288,7 +315,7 @@ fn machine_config(config: &RunConfig, disks: &OpenDisks) -> MachineConfig {
         serial: format!("lockstep-disk{index}"),
     };
     let nic = |(index, net): (usize, &crate::config::NetSpec)| NicConfig {
-        mac: net.mac.unwrap_or_else(|| default_mac(&config.vm, index)),
+        mac: net.mac.unwrap_or_else(|| default_mac(&config.mac_base, index)),
     };
     MachineConfig {
         ram_bytes: config.ram_bytes,

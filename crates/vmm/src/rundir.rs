@@ -155,7 +155,7 @@ impl RunDir {
             _ => {}
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
-        Ok(ControlSocket { listener, path, _lock: lock })
+        Ok(ControlSocket { listener, path, lock_path: self.lock(name), _lock: lock })
     }
 
     fn create(&self) -> Result<(), RunDirError> {
@@ -213,6 +213,7 @@ pub struct ControlSocket {
     /// Accepts control connections.
     pub listener: UnixListener,
     path: PathBuf,
+    lock_path: PathBuf,
     /// Held as long as the process lives, stopped or not.
     _lock: File,
 }
@@ -220,6 +221,10 @@ pub struct ControlSocket {
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path); // whoever finds it dead removes it as well
+        if !self.path.with_extension("json").exists() {
+            // Nobody asks for the lock of a VM without a note.
+            let _ = std::fs::remove_file(&self.lock_path); // an empty file that is left is no harm
+        }
     }
 }
 
@@ -245,6 +250,7 @@ mod tests {
         assert_eq!(run_dir.names(), ["vm"]);
 
         run_dir.add_claimant("vm", "c1").unwrap();
+        drop(run_dir.listen("vm").unwrap());
         assert!(run_dir.is_gone("vm", "c1", None));
         assert!(!run_dir.is_gone("vm", "c2", None), "nobody here knows it");
         let alive = run_dir.listen("vm").unwrap();

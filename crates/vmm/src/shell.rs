@@ -28,7 +28,7 @@ use serde_json::json;
 
 use crate::config::{DiskSpec, Site};
 use crate::conn::{Conn, ConnError};
-use crate::console::ConsoleHub;
+use crate::console::{ConsoleEnd, ConsoleHub};
 use crate::control::{PowerAction, Reply, Request, StatusReport};
 use crate::disks::{Destination, DiskNews, OpenDisks, open_in_background};
 use crate::engine::{console_index, decode_entry, describe};
@@ -67,6 +67,8 @@ pub(crate) enum Event {
     Ask(Request, mpsc::Sender<Reply>),
     /// The process is to end.
     EndSignal,
+    /// The machine's thread panicked.
+    MachineBroke,
 }
 
 /// The queue of news.
@@ -387,6 +389,7 @@ impl Shell {
                 let _ = reply.send(answer); // the client may have left
             }
             Event::EndSignal => self.stop(),
+            Event::MachineBroke => self.end(Ended::Broken),
         }
     }
 
@@ -883,9 +886,12 @@ impl Shell {
                 let _ = reply.send(Reply::Error { message }); // the client may have left
             }
         }
-        if lived {
-            hubs.iter().for_each(|hub| hub.close());
-        }
+        let is_off = matches!(
+            ended,
+            Ended::Guest(_) | Ended::Stopped | Ended::Halted(Halted::PoweredOff | Halted::Ended(_))
+        );
+        let why = if is_off { ConsoleEnd::Off } else { ConsoleEnd::Moved };
+        hubs.iter().for_each(|hub| hub.close(why));
         Outcome { ended, totals, lived }
     }
 
