@@ -2,7 +2,7 @@
 //!
 //! As root, mmdebstrap runs in a mount and a process-id namespace of its own, which the kernel takes
 //! down with everything in it when the build ends for any reason. Without root it makes such
-//! namespaces itself. Children are told to end when we do, also when we are killed.
+//! namespaces itself, and outlives us for a while if we are killed.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -226,8 +226,8 @@ struct Needed {
     package: &'static str,
 }
 
-/// What a child gets when its parent ends. mmdebstrap cleans up after TERM, but a process-id
-/// namespace's first process gets no TERM from inside, so there it is KILL.
+/// What a child gets when its parent ends. A process-id namespace goes down with KILL. mmdebstrap
+/// without root heeds neither in its children: should we be killed, it finishes and cleans up alone.
 enum Signal {
     Kill,
     Term,
