@@ -146,9 +146,7 @@ pub(crate) fn finish(report: &RunReport, json_to: Option<&Path>) -> Result<Exit>
         }
         Ended::Halted(ft::Halted::PoweredOff) => Exit::Done,
         Ended::Halted(ft::Halted::Diverged(_)) => Exit::Diverged,
-        Ended::Halted(_) | Ended::RecordingFailed(_) | Ended::LoadFailed(_) | Ended::Broken => {
-            Exit::Failed
-        }
+        Ended::Halted(_) | Ended::RecordingFailed(_) | Ended::Broken => Exit::Failed,
     };
     if let Some(path) = json_to {
         write_summary(path, report, exit)?;

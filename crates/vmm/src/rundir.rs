@@ -51,7 +51,7 @@ pub struct Note {
     /// The key file for talking to them, unless encryption is off.
     pub key: Option<PathBuf>,
     /// Processes of this host that ran the VM or were to, as the arbiter knows them, latest last. At
-    /// most [`CLAIMANTS_MAX`].
+    /// most 64.
     pub claimants: Vec<String>,
 }
 

@@ -168,8 +168,6 @@ pub enum Ended {
     Halted(Halted),
     /// The recording could not go on.
     RecordingFailed(String),
-    /// The backup could not take the start state.
-    LoadFailed(String),
     /// The disk server knows a newer owner.
     Deposed(String),
     /// The machine's thread broke.
@@ -187,7 +185,6 @@ impl std::fmt::Display for Ended {
             Ended::Stopped => f.write_str("the operator stopped the VM"),
             Ended::Halted(why) => write!(f, "{why}"),
             Ended::RecordingFailed(why) => write!(f, "the recording failed: {why}"),
-            Ended::LoadFailed(why) => write!(f, "the start state was of no use: {why}"),
             Ended::Deposed(why) => write!(f, "this side was replaced: {why}"),
             Ended::Broken => f.write_str("the machine's thread broke"),
         }
