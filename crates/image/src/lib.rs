@@ -1,6 +1,6 @@
 //! Guest images from Debian packages: a kernel, an initrd and a root disk by recipe.
 //!
-//! A recipe is a TOML file that names packages ([`Recipe`]). [`build`] makes a folder of it with
+//! A recipe is a TOML file that names packages ([`Recipe`]). [`build()`] makes a folder of it with
 //! `vmlinuz`, `initrd.img`, `disk.img` where the recipe has a disk, and a `vm.toml` that
 //! `lockstep run` takes as it is. The work is done by Debian's own tools, run as child processes:
 //! `mmdebstrap` fetches and unpacks, `mke2fs` makes the file system. It works as root, and without

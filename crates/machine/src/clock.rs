@@ -6,7 +6,7 @@
 use base::Icount;
 use serde::{Deserialize, Serialize};
 
-/// A rate of one nanosecond a step, as [`Clock::set_anchor`] takes it.
+/// A rate of one nanosecond a step, as `Clock::set_anchor` takes it.
 pub const NS_PER_STEP_ONE_Q32: u64 = 1 << 32;
 /// The slowest rate an anchor may set: 1 ms a step.
 pub const NS_PER_STEP_Q32_MAX: u64 = 1_000_000 << 32;

@@ -1,7 +1,7 @@
 //! The event log as bytes: the same on the logging channel and in a file (`docs/formats/event-log.md`).
 //!
 //! A log is a preamble and then frames: length (u32), CRC-32 of the payload (u32), payload; all
-//! little endian. A payload is one [`Frame`] in `postcard` form. The start state comes first, in
+//! little endian. A payload is one `Frame` in `postcard` form. The start state comes first, in
 //! chunks; entries follow, several to a frame, each with its icount as a distance from the entry
 //! before it.
 

@@ -1,7 +1,7 @@
 //! Simulation of the fault-tolerance protocol: the shipped `ft` code in a world where everything that can go
 //! wrong does, repeatably.
 //!
-//! [`Sim`] is the world, [`Fault`] what goes wrong in it, and [`soak`] runs it from seeds. The guest is a
+//! [`Sim`] is the world, [`Fault`] what goes wrong in it, and [`soak()`] runs it from seeds. The guest is a
 //! small [`machine::Machine`] with a real log: its replies show any operation that was lost, repeated or
 //! taken out of order.
 #![forbid(unsafe_code)]
