@@ -1,10 +1,12 @@
-//! Chores of the workspace: `cargo xtask check`, `test`, `demo`, `soak`.
+//! Chores of the workspace: `cargo xtask check`, `test`, `demo`, `soak`,
+//! `bench`.
 //!
 //! Everything runs from the workspace's root, whatever the current directory is. Each command is a
 //! module; `packages` and `images` hold what several of them need before they can start.
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod check;
 mod images;
 mod links;
@@ -37,6 +39,8 @@ enum Command {
     Demo(trials::DemoArgs),
     /// Run the long tests: simulator, split brain, recordings and failovers; or the one named.
     Soak(trials::SoakArgs),
+    /// Measure the interpreter and protected VMs, or only what is named.
+    Bench(bench::Args),
 }
 
 fn main() -> Result<ExitCode> {
@@ -46,5 +50,6 @@ fn main() -> Result<ExitCode> {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => trials::demo(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => trials::soak(&args),
+        Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -10,7 +10,7 @@ use crate::process;
 
 /// What `cargo xtask test` needs.
 pub(crate) const TEST: &[&str] = &["image", "lab", "test"];
-/// What `cargo xtask demo` and `cargo xtask soak` need.
+/// What `cargo xtask demo`, `cargo xtask soak` and `cargo xtask bench` need.
 pub(crate) const TRIALS: &[&str] = &["image", "lab"];
 
 /// Makes sure that the packages of these groups are installed.

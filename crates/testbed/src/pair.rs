@@ -31,6 +31,8 @@ pub struct PairConfig {
     pub work: PathBuf,
     /// Detection timeout, in milliseconds.
     pub detection_ms: u64,
+    /// The kernel's command line, in place of the image's.
+    pub append: Option<String>,
     /// More flags for `lockstep run`.
     pub run_flags: Vec<String>,
 }
@@ -147,7 +149,10 @@ impl<'lab> Pair<'lab> {
     /// If it cannot be started.
     pub fn start_primary(&mut self, host: Host) -> Result<(), String> {
         let image = &self.config.image;
-        let settings = ImageSettings::read(image)?;
+        let mut settings = ImageSettings::read(image)?;
+        if let Some(append) = &self.config.append {
+            settings.append.clone_from(append);
+        }
         let mut command = self.command(host);
         command.arg("run").args(["--name", "vm"]);
         command.arg("--kernel").arg(image.join("vmlinuz"));

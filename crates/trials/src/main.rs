@@ -101,6 +101,7 @@ fn run() -> Result<ExitCode> {
         image: cli.site.images.join("redis").canonicalize().context("no redis image")?,
         work: work.clone(),
         detection_ms: cli.site.detection_ms,
+        append: None,
         run_flags: Vec::new(),
     };
     let outcome = match cli.trial {
