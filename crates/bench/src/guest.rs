@@ -9,8 +9,8 @@ use machine::event::{Console, Event, Output};
 use machine::{BootPayload, Machine, MachineConfig, Stop};
 use nix::time::ClockId;
 
-/// What the shell shows when it waits for a command.
-const PROMPT: &str = "\r\n# ";
+/// What the shell shows when it waits for a command: its prompt, and a question for the cursor's place.
+const PROMPT: &str = "\r\n# \x1b[6n";
 const RAM_BYTES: u64 = 256 << 20;
 /// Steps between two looks at the keyboard, if the guest shows nothing.
 const SLICE_STEPS: u64 = 1_000_000;
@@ -66,7 +66,7 @@ impl Guest {
         // The console echoes the sum, so the result is seen only once the shell computes it.
         let number = self.commands;
         let line = format!("{command} && echo end-$(({number}+1000))\n");
-        let shown = format!("\nend-{}\r\n# ", number + 1000);
+        let shown = format!("\nend-{}{PROMPT}", number + 1000);
         self.run_until_shown(line.as_bytes(), &shown)
             .with_context(|| format!("while the guest ran {command:?}"))
     }
