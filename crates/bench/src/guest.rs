@@ -65,8 +65,8 @@ impl Guest {
         self.commands += 1;
         // The console echoes the sum, so the result is seen only once the shell computes it.
         let number = self.commands;
-        let line = format!("{command} && echo end-$(({number}+1000))\n");
-        let shown = format!("\nend-{}{PROMPT}", number + 1000);
+        let line = format!("{command}; echo end-$(({number}+1000))-$?\n");
+        let shown = format!("\nend-{}-0{PROMPT}", number + 1000);
         self.run_until_shown(line.as_bytes(), &shown)
             .with_context(|| format!("while the guest ran {command:?}"))
     }
@@ -84,8 +84,11 @@ impl Guest {
             let stop = self.machine.run(self.machine.icount().plus(SLICE_STEPS));
             self.take_outputs();
             let steps = self.machine.icount().0 - start;
+            // A command that failed shows another status.
+            let is_done = self.shown.ends_with(PROMPT.as_bytes());
+            let has_failed = is_done && !self.shown.ends_with(text.as_bytes());
             let is_stuck = stop == Stop::Halted && typed.is_empty();
-            if matches!(stop, Stop::Off(_)) || is_stuck || steps > STEPS_MAX {
+            if matches!(stop, Stop::Off(_)) || is_stuck || has_failed || steps > STEPS_MAX {
                 let shown = String::from_utf8_lossy(&self.shown);
                 bail!("{text:?} was not shown after {steps} steps ({stop:?}), but:\n{shown}");
             }

@@ -98,7 +98,8 @@ fn run() -> Result<ExitCode> {
         return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
     }
     let lab = Lab::new()?;
-    let work = work_folder(&cli.work, "bench").context("cannot make a work folder")?;
+    let work = work_folder(&cli.work, "bench").and_then(|work| work.canonicalize());
+    let work = work.context("cannot make a work folder")?;
     let site = Site {
         lockstep: cli.lockstep.canonicalize().context("no lockstep binary")?,
         images: cli.images.canonicalize().context("no guest images")?,
