@@ -17,6 +17,11 @@ use std::env;
 use std::io;
 use std::net::Ipv4Addr;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 /// The client's address on the guest's network, /24.
 pub const CLIENT_ADDR: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
@@ -93,6 +98,8 @@ pub fn enter<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(
     args: I,
 ) -> Result<Option<ExitStatus>, LabError> {
     if env::var_os(INSIDE).is_some() {
+        end_on_signals()
+            .map_err(|source| LabError::Start { command: "signal handlers".to_owned(), source })?;
         return Ok(None);
     }
     let start = |source| LabError::Start { command: "unshare".to_owned(), source };
@@ -107,6 +114,16 @@ pub fn enter<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(
         .args(args)
         .env(INSIDE, "1");
     command.status().map(Some).map_err(start)
+}
+
+/// The first process of a namespace ignores signals that it has no handler for; this one has to end
+/// by Ctrl-C, and with it everything that it started.
+fn end_on_signals() -> io::Result<()> {
+    let always = Arc::new(AtomicBool::new(true));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&always))?;
+    }
+    Ok(())
 }
 
 /// The network. It goes with the process.
