@@ -72,6 +72,7 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
     process::run(trials()?.arg("replay").args(recordings).args(length).args(["--seed", &seed]))?;
     let failovers = ["--failovers", &args.failovers.to_string()];
     process::run(trials()?.arg("kill").args(failovers).args(["--seed", &seed]))?;
+    process::run(trials()?.args(["kill", "--rolling"]).args(failovers).args(["--seed", &seed]))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -40,6 +40,10 @@ impl Report {
 pub struct Clients {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
+    /// The longest wait since it was last asked for, in nanoseconds.
+    recent_wait_ns: Arc<AtomicU64>,
+    /// A client has seen a fault and ended.
+    failed: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Report>>,
     /// Every write that was acknowledged, by key.
     acknowledged: Arc<Mutex<BTreeMap<String, String>>>,
@@ -54,13 +58,7 @@ impl Clients {
     /// If a connection cannot be opened.
     pub fn redis(guest: Ipv4Addr, count: u64, seed: u64) -> Result<Clients, redis::RedisError> {
         let addr = SocketAddrV4::new(guest, 6379);
-        let mut clients = Clients {
-            stop: Arc::default(),
-            answers: Arc::default(),
-            threads: Vec::new(),
-            acknowledged: Arc::default(),
-            addr,
-        };
+        let mut clients = Clients::new(addr);
         for index in 0..count {
             let connection = connect(addr)?;
             let mut client = RedisClient {
@@ -71,10 +69,32 @@ impl Clients {
                 counter: 0,
                 acknowledged: Arc::clone(&clients.acknowledged),
             };
-            let (stop, answers) = (Arc::clone(&clients.stop), Arc::clone(&clients.answers));
-            clients.threads.push(thread::spawn(move || drive(&stop, &answers, || client.step())));
+            clients.spawn(move || client.step());
         }
         Ok(clients)
+    }
+
+    fn new(addr: SocketAddrV4) -> Clients {
+        Clients {
+            stop: Arc::default(),
+            answers: Arc::default(),
+            recent_wait_ns: Arc::default(),
+            failed: Arc::default(),
+            threads: Vec::new(),
+            acknowledged: Arc::default(),
+            addr,
+        }
+    }
+
+    /// A client that repeats `step` until it is stopped or sees a fault.
+    fn spawn(&mut self, mut step: impl FnMut() -> Result<(), String> + Send + 'static) {
+        let (stop, answers) = (Arc::clone(&self.stop), Arc::clone(&self.answers));
+        let (recent, failed) = (Arc::clone(&self.recent_wait_ns), Arc::clone(&self.failed));
+        self.threads.push(thread::spawn(move || {
+            let report = drive(&stop, &answers, &recent, &mut step);
+            failed.fetch_or(!report.faults.is_empty(), Ordering::Relaxed);
+            report
+        }));
     }
 
     /// Opens one TCP connection to an echo service and sends bytes that follow from `seed`,
@@ -87,14 +107,10 @@ impl Clients {
         let mut stream = TcpStream::connect_timeout(&addr.into(), ANSWER_TIMEOUT)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-        let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut rng = SeededRng::new(seed);
-        let thread = thread::spawn({
-            let (stop, answers) = (Arc::clone(&stop), Arc::clone(&answers));
-            move || drive(&stop, &answers, || echo_once(&mut stream, &mut rng))
-        });
-        let acknowledged = Arc::default();
-        Ok(Clients { stop, answers, threads: vec![thread], acknowledged, addr })
+        let mut clients = Clients::new(addr);
+        clients.spawn(move || echo_once(&mut stream, &mut rng));
+        Ok(clients)
     }
 
     /// How many right answers came so far, on all connections.
@@ -110,6 +126,9 @@ impl Clients {
     pub fn wait_for_answers(&self, count: u64, timeout: Duration) -> Result<(), String> {
         let (target, deadline) = (self.answers() + count, Instant::now() + timeout);
         while self.answers() < target {
+            if self.failed.load(Ordering::Relaxed) {
+                return Err("a client saw a fault".to_owned());
+            }
             if Instant::now() > deadline {
                 let missing = target - self.answers();
                 return Err(format!("{missing} of {count} answers did not come in {timeout:?}"));
@@ -117,6 +136,12 @@ impl Clients {
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// The longest wait for an answer that came since this was last asked.
+    #[must_use]
+    pub fn take_longest_wait(&self) -> Duration {
+        Duration::from_nanos(self.recent_wait_ns.swap(0, Ordering::Relaxed))
     }
 
     /// Stops, and reads every acknowledged write back over a fresh connection.
@@ -144,7 +169,8 @@ impl Clients {
 fn drive(
     stop: &AtomicBool,
     answers: &AtomicU64,
-    mut step: impl FnMut() -> Result<(), String>,
+    recent_wait_ns: &AtomicU64,
+    step: &mut dyn FnMut() -> Result<(), String>,
 ) -> Report {
     let mut report = Report::default();
     while !stop.load(Ordering::Relaxed) {
@@ -153,7 +179,9 @@ fn drive(
             report.faults.push(format!("after {:?}: {fault}", start.elapsed()));
             return report;
         }
-        report.longest_wait = report.longest_wait.max(start.elapsed());
+        let waited = start.elapsed();
+        recent_wait_ns.fetch_max(waited.as_nanos() as u64, Ordering::Relaxed);
+        report.longest_wait = report.longest_wait.max(waited);
         report.answers += 1;
         answers.fetch_add(1, Ordering::Relaxed);
     }

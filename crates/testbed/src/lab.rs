@@ -25,6 +25,8 @@ use signal_hook::flag;
 
 /// The client's address on the guest's network, /24.
 pub const CLIENT_ADDR: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
+/// The client's MAC address on the guest's network.
+const CLIENT_MAC: &str = "02:4c:53:00:00:01";
 /// The guest's address on its network, /24.
 pub const GUEST_ADDR: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 /// Addresses on the logging channel, by [`Host`]: primary and backup, /24.
@@ -146,6 +148,9 @@ impl Lab {
             ip(&format!("link add name {bridge} type bridge"))?;
             ip(&format!("link set {bridge} up"))?;
         }
+        // A bridge without an address of its own takes one of its ports', and changes it with them; the
+        // guest would lose the client whenever a cable is unplugged.
+        ip(&format!("link set lan address {CLIENT_MAC}"))?;
         ip(&format!("addr add {CLIENT_ADDR}/24 dev lan"))?;
         for host in Host::ALL {
             let name = host.namespace();
@@ -196,12 +201,24 @@ impl Lab {
         set_port(&port(host, "service"), up)
     }
 
-    /// Cuts or mends the cable between `host` and the guest's network.
+    /// Unplugs the cable between `host` and the guest's network from the bridge, or plugs it in. A
+    /// witness sees what the host sends into an unplugged cable, and nobody else does.
     ///
     /// # Errors
     /// [`LabError`] if `ip` fails.
     pub fn set_lan(&self, host: Host, up: bool) -> Result<(), LabError> {
-        set_port(&port(host, "lan"), up)
+        let plug = if up { "master lan" } else { "nomaster" };
+        ip(&format!("link set {} {plug}", port(host, "lan")))
+    }
+
+    /// Takes `host` off all networks, or brings it back.
+    ///
+    /// # Errors
+    /// [`LabError`] if `ip` fails.
+    pub fn set_all(&self, host: Host, up: bool) -> Result<(), LabError> {
+        self.set_lan(host, up)?;
+        self.set_service(host, up)?;
+        set_port(&port(host, "chan"), up)
     }
 
     /// Delays, drops or slows what goes towards `host` on the logging channel, as `tc` (iproute2)

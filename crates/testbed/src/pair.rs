@@ -44,6 +44,9 @@ pub struct SideEvent {
     pub event: String,
     /// When, by the machine's clock since boot; all hosts of a lab share it.
     pub boottime_ns: u64,
+    /// More about it.
+    #[serde(default)]
+    pub detail: serde_json::Value,
 }
 
 /// The fields of an image's `vm.toml` that a test needs.
@@ -194,9 +197,34 @@ impl<'lab> Pair<'lab> {
         event: &str,
         timeout: Duration,
     ) -> Result<SideEvent, String> {
+        self.wait_for(host, event, timeout, |_| true)
+    }
+
+    /// Waits until `event` has happened to the process on `host`, not before `since_ns`.
+    ///
+    /// # Errors
+    /// As [`Pair::wait_for_event`].
+    pub fn wait_for_event_since(
+        &mut self,
+        host: Host,
+        event: &str,
+        since_ns: u64,
+        timeout: Duration,
+    ) -> Result<SideEvent, String> {
+        self.wait_for(host, event, timeout, |found| found.boottime_ns >= since_ns)
+    }
+
+    fn wait_for(
+        &mut self,
+        host: Host,
+        event: &str,
+        timeout: Duration,
+        is_wanted: impl Fn(&SideEvent) -> bool,
+    ) -> Result<SideEvent, String> {
         let deadline = Instant::now() + timeout;
         loop {
-            if let Some(found) = self.events(host).into_iter().find(|found| found.event == event) {
+            let mut events = self.events(host).into_iter();
+            if let Some(found) = events.find(|found| found.event == event && is_wanted(found)) {
                 return Ok(found);
             }
             let ended = self.side(host).poll_end();

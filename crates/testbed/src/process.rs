@@ -1,7 +1,7 @@
 //! Processes that this one started, and no others.
 
-use std::io::{self, BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,11 +14,13 @@ use nix::unistd::Pid;
 pub struct Process {
     name: String,
     child: Child,
+    stdin: Option<ChildStdin>,
     output: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Process {
-    /// Starts `command`; `name` is for messages. Standard output and error are collected.
+    /// Starts `command`; `name` is for messages. Standard output and error are collected. If the
+    /// command's standard input is a pipe, [`Process::type_line`] writes to it.
     ///
     /// # Errors
     /// If the program cannot be started.
@@ -29,7 +31,17 @@ impl Process {
         let stderr = child.stderr.take().expect("it was asked to be piped");
         collect(stdout, Arc::clone(&output));
         collect(stderr, Arc::clone(&output));
-        Ok(Process { name: name.to_owned(), child, output })
+        let stdin = child.stdin.take();
+        Ok(Process { name: name.to_owned(), child, stdin, output })
+    }
+
+    /// Writes a line to its standard input.
+    ///
+    /// # Errors
+    /// If that is no pipe, or nobody reads it any more.
+    pub fn type_line(&mut self, line: &str) -> io::Result<()> {
+        let stdin = self.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        stdin.write_all(format!("{line}\n").as_bytes())
     }
 
     /// The process id.

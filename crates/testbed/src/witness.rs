@@ -1,4 +1,7 @@
-//! Watches the guest's network and remembers who sent what when.
+//! Watches the guest's network and remembers who sent when.
+//!
+//! Frames are not kept, but for the first and the last bytes of each side's *turn*: an unbroken run of
+//! frames from one side. So a witness may watch for hours.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,24 +14,31 @@ use host::link::{Link, LinkAddr};
 
 use crate::lab::{Host, Lab};
 
-/// A frame that a host's VM sent.
+/// Bytes of a frame that are kept to say what it was.
+const HEAD_LEN: usize = 64;
+
+/// An unbroken run of frames from one host's VM.
 #[derive(Clone, Debug)]
-pub struct Sighting {
-    /// From which host it came.
+pub struct Turn {
+    /// From which host they came.
     pub from: Host,
-    /// When.
-    pub at: Instant,
-    /// The frame.
-    pub frame: Vec<u8>,
+    /// When the first came.
+    pub began: Instant,
+    /// When the last came.
+    pub ended: Instant,
+    /// How many.
+    pub frame_count: u64,
+    /// How the first one begins.
+    pub first: Vec<u8>,
 }
 
-/// Records the frames of both sides, in the order in which they came out of the hosts.
+/// Records the turns of both sides, in the order in which frames came out of the hosts.
 #[derive(Debug)]
 pub struct Witness {
-    sightings: Arc<Mutex<Vec<Sighting>>>,
+    turns: Arc<Mutex<Vec<Turn>>>,
     stop: Arc<AtomicBool>,
     wakes: Vec<Arc<Wake>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<Result<(), String>>>,
 }
 
 impl Witness {
@@ -38,7 +48,7 @@ impl Witness {
     /// If a packet socket cannot be opened.
     pub fn start(lab: &Lab) -> io::Result<Witness> {
         let mut witness = Witness {
-            sightings: Arc::default(),
+            turns: Arc::default(),
             stop: Arc::default(),
             wakes: Vec::new(),
             threads: Vec::new(),
@@ -48,58 +58,98 @@ impl Witness {
                 Link::open(&LinkAddr::Packet(lab.lan_port(from))).map_err(io::Error::other)?;
             let wake = Arc::new(Wake::new()?);
             witness.wakes.push(Arc::clone(&wake));
-            let (sightings, stop) = (Arc::clone(&witness.sightings), Arc::clone(&witness.stop));
-            witness
-                .threads
-                .push(thread::spawn(move || watch(&link, from, &wake, &stop, &sightings)));
+            let (turns, stop) = (Arc::clone(&witness.turns), Arc::clone(&witness.stop));
+            witness.threads.push(thread::spawn(move || watch(&link, from, &wake, &stop, &turns)));
         }
         Ok(witness)
     }
 
     /// Stops watching and returns what was seen, oldest first.
     ///
+    /// # Errors
+    /// If the witness was blind for a while.
+    ///
     /// # Panics
     /// If a watching thread panicked.
-    #[must_use]
-    pub fn stop(self) -> Vec<Sighting> {
+    pub fn stop(self) -> Result<Vec<Turn>, String> {
         self.stop.store(true, Ordering::Relaxed);
         self.wakes.iter().for_each(|wake| wake.ring());
         for thread in self.threads {
-            thread.join().expect("the watching thread does not panic");
+            thread.join().expect("the watching thread does not panic")?;
         }
-        let mut sightings = std::mem::take(&mut *self.sightings.lock().expect("nobody panics"));
-        sightings.sort_by_key(|sighting| sighting.at);
-        sightings
+        Ok(std::mem::take(&mut *self.turns.lock().expect("nobody panics while holding it")))
     }
 }
 
-fn watch(link: &Link, from: Host, wake: &Wake, stop: &AtomicBool, seen: &Mutex<Vec<Sighting>>) {
+fn watch(
+    link: &Link,
+    from: Host,
+    wake: &Wake,
+    stop: &AtomicBool,
+    turns: &Mutex<Vec<Turn>>,
+) -> Result<(), String> {
     let mut frames = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        if link.receive(wake, &mut frames).is_err() {
-            return; // the interface is gone, and with it the host
+        link.receive(wake, &mut frames)
+            .map_err(|error| format!("the witness of {from:?} is blind: {error}"))?;
+        let mut turns = turns.lock().expect("nobody panics while holding it");
+        for frame in frames.drain(..) {
+            note(&mut turns, from, Instant::now(), &frame);
         }
-        let at = Instant::now();
-        let mut seen = seen.lock().expect("nobody panics while holding it");
-        seen.extend(frames.drain(..).map(|frame| Sighting { from, at, frame }));
     }
+    Ok(())
 }
 
-/// Checks that the old side is silent from the new side's first frame on.
+fn note(turns: &mut Vec<Turn>, from: Host, at: Instant, frame: &[u8]) {
+    if let Some(turn) = turns.last_mut().filter(|turn| turn.from == from) {
+        turn.ended = at;
+        turn.frame_count += 1;
+        return;
+    }
+    let first = frame[..frame.len().min(HEAD_LEN)].to_vec();
+    turns.push(Turn { from, began: at, ended: at, frame_count: 1, first });
+}
+
+/// Checks that frames came from `owners` and nobody else, one after the other: from each change on the
+/// earlier owner is silent.
 ///
 /// # Errors
-/// With the offending frame.
-pub fn check_one_owner(sightings: &[Sighting], old: Host) -> Result<(), String> {
-    let Some(first) = sightings.iter().position(|sighting| sighting.from != old) else {
+/// With the turns that were seen.
+pub fn check_owners(turns: &[Turn], owners: &[Host]) -> Result<(), String> {
+    if turns.iter().map(|turn| turn.from).eq(owners.iter().copied()) {
         return Ok(());
+    }
+    let Some(start) = turns.first().map(|turn| turn.began) else {
+        return Err(format!("nobody sent a frame, expected {owners:?}"));
     };
-    match sightings[first..].iter().find(|sighting| sighting.from == old) {
-        None => Ok(()),
-        Some(late) => Err(format!(
-            "{:?} sent a frame {:?} after the other side's first: {:02x?}",
-            late.from,
-            late.at - sightings[first].at,
-            &late.frame[..late.frame.len().min(64)]
-        )),
+    let tell = |turn: &Turn| {
+        let (began, ended) = (turn.began - start, turn.ended - start);
+        let (from, count, first) = (turn.from, turn.frame_count, &turn.first);
+        format!("{from:?}: {count} frames from {began:.3?} to {ended:.3?}, the first {first:02x?}")
+    };
+    let seen: Vec<String> = turns.iter().map(tell).collect();
+    Err(format!(
+        "frames should have come from {owners:?} in turn, and came from\n{}",
+        seen.join("\n")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(from: &[Host]) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        from.iter().for_each(|from| note(&mut turns, *from, Instant::now(), b"frame"));
+        turns
+    }
+
+    #[test]
+    fn a_frame_of_the_old_side_after_the_first_of_the_new_one_is_found() {
+        use Host::{A, B};
+        assert!(check_owners(&turns(&[A, A, B, B, A]), &[A, B, A]).is_ok());
+        assert!(check_owners(&turns(&[A, B, A, B]), &[A, B]).is_err(), "A sent once more");
+        assert!(check_owners(&turns(&[A, B, A]), &[A]).is_err(), "the backup sent");
+        assert!(check_owners(&turns(&[A]), &[A, B]).is_err(), "the new owner is silent");
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use testbed::clients::{Clients, Report};
 use testbed::pair::{Pair, PairConfig, SideEvent, wait_for_redis};
-use testbed::witness::{Witness, check_one_owner};
+use testbed::witness::{Witness, check_owners};
 use testbed::{GUEST_ADDR, Host, Lab};
 
 /// Longest boot that the demo waits for.
@@ -49,7 +49,8 @@ pub(crate) fn run(lab: &Lab, config: PairConfig, wants_json: bool) -> Result<()>
     say("reading every acknowledged write back");
     let mut report = redis.stop();
     report.merge(echo.stop());
-    if let Err(fault) = check_one_owner(&witness.stop(), Host::A) {
+    let seen = witness.stop().and_then(|turns| check_owners(&turns, &[Host::A, Host::B]));
+    if let Err(fault) = seen {
         report.faults.push(fault);
     }
 

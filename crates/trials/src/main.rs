@@ -5,6 +5,7 @@
 mod demo;
 mod kill;
 mod replay;
+mod rolling;
 mod split;
 
 use std::path::PathBuf;
@@ -57,6 +58,10 @@ enum Trial {
         /// What all choices follow from.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// All failovers with one pair, over connections that stay open; without it, each has a pair
+        /// of its own.
+        #[arg(long)]
+        rolling: bool,
     },
     /// Records a busy server and replays the recordings.
     Replay {
@@ -106,7 +111,10 @@ fn run() -> Result<ExitCode> {
     };
     let outcome = match cli.trial {
         Trial::Demo { json } => demo::run(&lab, config, json),
-        Trial::Kill { failovers, seed } => kill::run(&lab, config, failovers, seed),
+        Trial::Kill { failovers, seed, rolling: false } => kill::run(&lab, config, failovers, seed),
+        Trial::Kill { failovers, seed, rolling: true } => {
+            rolling::run(&lab, config, failovers, seed)
+        }
         Trial::Replay { recordings, seconds, seed } => {
             replay::run(&lab, &config, recordings, seconds, seed)
         }

@@ -51,6 +51,13 @@ fn clients_see_one_machine_when_either_side_is_killed() {
     assert!(stdout.contains("3 failovers"), "{stdout}");
 }
 
+/// behaviours 4, 10, 34, 38, 48, 49, 60, 61, 62, 66, 72, 76, 77, 80, 81, 158.
+#[test]
+fn one_set_of_connections_outlives_host_after_host() {
+    let stdout = trial(&["kill", "--rolling", "--failovers", "4", "--seed", "3"]);
+    assert!(stdout.contains("4 failovers of one pair"), "{stdout}");
+}
+
 /// behaviours 55, 56, 57, 58, 59, 60, 61, 63, 158.
 #[test]
 fn split_pairs_have_one_owner() {

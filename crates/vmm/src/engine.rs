@@ -289,6 +289,7 @@ impl Engine {
                 Command::SetPace(pace) => live.pace = pace,
                 Command::Append(control) => self.append(live, control),
                 Command::TakeSnapshot(generation) => {
+                    let began = now();
                     self.publish(live, false);
                     let state = StartState {
                         console_next: self.console_next,
@@ -298,7 +299,8 @@ impl Engine {
                     let machine = live.recorder.machine();
                     let (icount, digest) = (machine.icount(), machine.digest());
                     let state = state.encode();
-                    self.items.push(Item::Snapshot { generation, icount, digest, state });
+                    let stun = Nanos(now().0 - began.0);
+                    self.items.push(Item::Snapshot { generation, icount, digest, state, stun });
                     self.publish(live, true);
                 }
                 Command::Finish => return Next::Finish,

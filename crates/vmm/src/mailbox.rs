@@ -177,7 +177,8 @@ pub(crate) enum Item {
     /// A disk request has its completion in the log.
     DiskDone { disk: u8, request: u64 },
     /// It was saved for a backup.
-    Snapshot { generation: Generation, icount: Icount, digest: Digest, state: Vec<u8> },
+    /// The guest stood still for `stun`.
+    Snapshot { generation: Generation, icount: Icount, digest: Digest, state: Vec<u8>, stun: Nanos },
     /// It was restored from a start state, with these requests in flight.
     Loaded { digest: Digest, unfinished: Vec<Output> },
     /// It could not be restored.

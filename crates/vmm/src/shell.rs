@@ -480,10 +480,12 @@ impl Shell {
             Item::DiskDone { disk, request } => {
                 self.parts.body.in_flight.retain(|flight| !flight.is(disk, request));
             }
-            Item::Snapshot { generation, icount, digest, state } => {
+            Item::Snapshot { generation, icount, digest, state, stun } => {
                 let Some(opening) = &self.parts.opening else { return };
                 let state = opening.wrap(&state);
                 let state_len = state.len() as u64;
+                let detail = json!({ "stun_ns": stun, "state_len": state_len });
+                self.parts.timeline.push("snapshot", detail);
                 self.saved = Some(state);
                 let snapshot = Snapshot { generation, icount, digest, state_len };
                 self.parts.node.handle_snapshot(now(), snapshot);
