@@ -176,6 +176,28 @@ fn the_virtual_clock_repeats_a_run_bit_for_bit() {
     assert!(first != run("8"), "the seed counts");
 }
 
+/// However long the host takes for the disk's requests, they take no guest time.
+#[test]
+fn the_virtual_clock_repeats_a_debian_that_works_on_its_disk() {
+    let folder = Folder::new("virtual-disk");
+    let images = std::env::var_os("LOCKSTEP_IMAGES")
+        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
+    let settings = std::path::Path::new(&images).join("redis/vm.toml");
+    let work = "ls -lR /usr/share | md5sum; \
+                dd if=/dev/urandom of=/x bs=1M count=2 conv=fsync; md5sum /x; sync";
+    let append = format!("console=ttyS0 mitigations=off root=/dev/vda lockstep.run=\"{work}\"");
+    let (run_dir, json) = (folder.path("run"), folder.path("json"));
+    let run = || {
+        let flags = ["--clock", "virtual", "--snapshot", "--run-dir", &run_dir, "--json-to", &json];
+        let image = ["run", settings.to_str().unwrap(), "--append", &append];
+        let (code, output, errors) = finish(&[&image[..], &flags].concat());
+        assert_eq!(code, 0, "{errors}");
+        assert!(output.contains("lockstep.run: exit status 0"), "{output}");
+        folder.json("json")["digest"].clone()
+    };
+    assert_eq!(run(), run());
+}
+
 #[test]
 fn a_full_disk_ends_the_recording_and_the_guest_with_a_clear_error() {
     let folder = Folder::new("full");

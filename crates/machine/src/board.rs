@@ -243,10 +243,11 @@ impl Board {
     }
 
     /// The CPU waits in HLT: hands out what it wrote, and with a virtual clock jumps to the next
-    /// deadline. Returns true if guest time has moved.
+    /// deadline, unless an answer is awaited from outside. Returns true if guest time has moved.
     pub(crate) fn handle_halt(&mut self, now: Icount) -> bool {
         self.flush_serial();
-        if self.mode == ClockMode::Real || self.own.jumps >= JUMPS_MAX {
+        let stays = self.mode == ClockMode::Real || self.slots.awaits_answer();
+        if stays || self.own.jumps >= JUMPS_MAX {
             return false;
         }
         let Some(deadline_ns) = self.next_deadline_ns() else { return false };

@@ -16,7 +16,8 @@ pub const NS_PER_STEP_Q32_MAX: u64 = 1_000_000 << 32;
 pub enum ClockMode {
     /// Anchors are inputs: guest time follows real time.
     Real,
-    /// No anchors: one step is one nanosecond, and a halted CPU jumps to its next deadline.
+    /// No anchors: one step is one nanosecond, and a halted CPU that awaits no answer from outside
+    /// jumps to its next deadline.
     Virtual,
 }
 

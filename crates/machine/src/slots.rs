@@ -195,6 +195,11 @@ impl Slots {
         wanted.into_iter().chain(requests).collect()
     }
 
+    /// True if something was asked of the outside, or will be, and has no answer yet.
+    pub(crate) fn awaits_answer(&self) -> bool {
+        self.rng.reissue().is_some() || self.disks.iter().any(Blk::has_requests)
+    }
+
     pub(crate) fn handle_entropy(&mut self, mem: &mut GuestMem, bytes: &[u8]) {
         // Bytes that nobody asked for: the guest was reset since.
         let _ = self.rng.handle_entropy(mem, bytes);

@@ -134,6 +134,12 @@ impl Blk {
         Ok(())
     }
 
+    /// True if a request is not finished, whether it was handed out or not.
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        !self.device().state.requests.is_empty()
+    }
+
     /// Everything that was handed out and is not finished, in order: what to perform again when
     /// this copy of the machine goes live.
     #[must_use]
