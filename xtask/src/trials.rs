@@ -69,7 +69,10 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
     process::run(trials()?.arg("split"))?;
     let recordings = ["--recordings", &args.recordings.to_string()];
     let length = ["--seconds", &args.recording_s.to_string()];
-    process::run(trials()?.arg("replay").args(recordings).args(length).args(["--seed", &seed]))?;
+    let jobs = std::thread::available_parallelism().map_or(1, |count| count.get()).to_string();
+    let mut replay = trials()?;
+    replay.arg("replay").args(recordings).args(length).args(["--seed", &seed, "--jobs", &jobs]);
+    process::run(&mut replay)?;
     let failovers = ["--failovers", &args.failovers.to_string()];
     process::run(trials()?.arg("kill").args(failovers).args(["--seed", &seed]))?;
     process::run(trials()?.args(["kill", "--rolling"]).args(failovers).args(["--seed", &seed]))?;

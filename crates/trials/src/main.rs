@@ -74,6 +74,12 @@ enum Trial {
         /// What the load follows from.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// How many to make and replay at a time.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+        jobs: u32,
+        /// The share of one job, as FIRST/STEP.
+        #[arg(long, hide = true)]
+        share: Option<replay::Share>,
     },
     /// Cuts links between hosts and arbiter and looks who goes live.
     Split {
@@ -93,14 +99,27 @@ fn main() -> ExitCode {
     }
 }
 
+/// Process ids are those of the lab, where every first process is number 1, so that jobs that run at once
+/// need names of their own.
+fn work_name(trial: &Trial) -> String {
+    match trial {
+        Trial::Replay { share: Some(share), .. } => format!("trial-{share}"),
+        _ => "trial".to_owned(),
+    }
+}
+
 fn run() -> Result<ExitCode> {
     let cli = Cli::parse();
+    if let Trial::Replay { jobs: jobs @ 2.., share: None, .. } = cli.trial {
+        return replay::run_jobs(jobs);
+    }
     if let Some(status) = testbed::enter(std::env::args_os().skip(1))? {
         let code = status.code().and_then(|code| u8::try_from(code).ok());
         return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
     }
     let lab = Lab::new()?;
-    let work = work_folder(&cli.site.work, "trial").context("cannot make a work folder")?;
+    let work =
+        work_folder(&cli.site.work, &work_name(&cli.trial)).context("cannot make a work folder")?;
     let config = PairConfig {
         lockstep: cli.site.lockstep.canonicalize().context("no lockstep binary")?,
         image: cli.site.images.join("redis").canonicalize().context("no redis image")?,
@@ -115,8 +134,9 @@ fn run() -> Result<ExitCode> {
         Trial::Kill { failovers, seed, rolling: true } => {
             rolling::run(&lab, config, failovers, seed)
         }
-        Trial::Replay { recordings, seconds, seed } => {
-            replay::run(&lab, &config, recordings, seconds, seed)
+        Trial::Replay { recordings, seconds, seed, share, .. } => {
+            let share = share.unwrap_or(replay::Share::ALL);
+            replay::run(&lab, &config, share, (recordings, seconds, seed))
         }
         Trial::Split { case } => split::run(&lab, &config, case),
     };
