@@ -77,14 +77,48 @@ impl Cpu {
         self.load_linear(env, linear, op.has(Op::STACK))
     }
 
+    /// Reads the memory operand and goes on with it. The slow path is out of line as a whole, so that
+    /// the fast one needs no stack frame.
+    ///
+    /// # Errors
+    /// The exception that the access raises, or that of `then`.
+    #[inline(always)]
+    pub fn load_then<T: Pod>(
+        &mut self,
+        env: &mut Env<'_>,
+        op: &Op,
+        then: impl FnOnce(&mut Cpu, T) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        if !op.has(Op::CHECKED) {
+            let base = self.seg_base[usize::from(op.seg & 7)];
+            let linear = self.effective_address(op).wrapping_add(base);
+            let entry = self.tlb.entry(self.tlb_base, linear);
+            let inside = linear.wrapping_sub(entry.read);
+            if inside <= (4096 - size_of::<T>()) as u64 {
+                let value = env.mem.load(RamOffset(entry.ram + inside));
+                return then(self, value);
+            }
+        }
+        load_then_slow(self, env, op, then)
+    }
+
     /// Writes the memory operand.
     ///
     /// # Errors
     /// The exception that the access raises; then nothing was written.
     #[inline(always)]
     pub fn store<T: Pod>(&mut self, env: &mut Env<'_>, op: &Op, value: T) -> Result<(), Fault> {
-        let linear = self.linear(op, size_of::<T>() as u32, true)?;
-        self.store_linear(env, linear, value, op.has(Op::STACK))
+        if !op.has(Op::CHECKED) {
+            let base = self.seg_base[usize::from(op.seg & 7)];
+            let linear = self.effective_address(op).wrapping_add(base);
+            let entry = self.tlb.entry(self.tlb_base, linear);
+            let inside = linear.wrapping_sub(entry.write);
+            if inside <= (4096 - size_of::<T>()) as u64 {
+                env.mem.store(RamOffset(entry.ram + inside), value);
+                return Ok(());
+            }
+        }
+        store_operand_slow(self, env, op, value)
     }
 
     /// Like [`Cpu::load`], for an operand that has to be aligned to its size: #GP(0) if not.
@@ -130,8 +164,19 @@ impl Cpu {
         op: &Op,
         change: impl FnOnce(&mut Cpu, T) -> T,
     ) -> Result<(), Fault> {
-        let linear = self.linear(op, size_of::<T>() as u32, true)?;
-        self.modify_linear(env, linear, op.has(Op::STACK), change)
+        if !op.has(Op::CHECKED) {
+            let base = self.seg_base[usize::from(op.seg & 7)];
+            let linear = self.effective_address(op).wrapping_add(base);
+            let entry = self.tlb.entry(self.tlb_base, linear);
+            let inside = linear.wrapping_sub(entry.write);
+            if inside <= (4096 - size_of::<T>()) as u64 {
+                let at = RamOffset(entry.ram + inside);
+                let value = change(self, env.mem.load(at));
+                env.mem.store(at, value);
+                return Ok(());
+            }
+        }
+        modify_slow(self, env, op, change)
     }
 
     /// [`Cpu::modify`] at a linear address.
@@ -560,10 +605,30 @@ impl Cpu {
     /// The exception that the store raises; then the stack pointer is unchanged.
     #[inline(always)]
     pub fn push<T: Word>(&mut self, env: &mut Env<'_>, value: T) -> Result<(), Fault> {
+        self.push_then(env, value, |_| {})
+    }
+
+    /// Pushes a word and then does something that cannot fail.
+    #[inline(always)]
+    pub(crate) fn push_then<T: Word>(
+        &mut self,
+        env: &mut Env<'_>,
+        value: T,
+        then: impl FnOnce(&mut Cpu),
+    ) -> Result<(), Fault> {
         let offset = self.gpr[4].wrapping_sub(size_of::<T>() as u64) & self.stack_mask;
-        self.store_stack(env, offset, value)?;
-        self.set_sp(offset);
-        Ok(())
+        if !self.stack_checked {
+            let linear = offset.wrapping_add(self.stack_base);
+            let entry = self.tlb.entry(self.tlb_base, linear);
+            let inside = linear.wrapping_sub(entry.write);
+            if inside <= (4096 - size_of::<T>()) as u64 {
+                env.mem.store(RamOffset(entry.ram + inside), value);
+                self.set_sp(offset);
+                then(self);
+                return Ok(());
+            }
+        }
+        push_slow(self, env, value, then)
     }
 
     /// Pops a word.
@@ -576,6 +641,25 @@ impl Cpu {
         let value = self.load_stack(env, offset)?;
         self.set_sp(offset.wrapping_add(size_of::<T>() as u64));
         Ok(value)
+    }
+
+    /// Reads the word on top of the stack and goes on with it. The stack pointer stays.
+    #[inline(always)]
+    pub(crate) fn top_then<T: Word>(
+        &mut self,
+        env: &mut Env<'_>,
+        then: impl FnOnce(&mut Cpu, T) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        if !self.stack_checked {
+            let linear = self.sp().wrapping_add(self.stack_base);
+            let entry = self.tlb.entry(self.tlb_base, linear);
+            let inside = linear.wrapping_sub(entry.read);
+            if inside <= (4096 - size_of::<T>()) as u64 {
+                let value = env.mem.load(RamOffset(entry.ram + inside));
+                return then(self, value);
+            }
+        }
+        top_slow(self, env, then)
     }
 
     /// Reads from the stack at an offset into SS.
@@ -600,6 +684,68 @@ impl Cpu {
         let linear = self.stack_linear(offset & self.stack_mask, size_of::<T>() as u32, true)?;
         self.store_linear(env, linear, value, true)
     }
+}
+
+#[cold]
+#[inline(never)]
+fn load_then_slow<T: Pod>(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    op: &Op,
+    then: impl FnOnce(&mut Cpu, T) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let value = cpu.load(env, op)?;
+    then(cpu, value)
+}
+
+#[cold]
+#[inline(never)]
+fn store_operand_slow<T: Pod>(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    op: &Op,
+    value: T,
+) -> Result<(), Fault> {
+    let linear = cpu.linear(op, size_of::<T>() as u32, true)?;
+    cpu.store_linear(env, linear, value, op.has(Op::STACK))
+}
+
+#[cold]
+#[inline(never)]
+fn modify_slow<T: Word>(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    op: &Op,
+    change: impl FnOnce(&mut Cpu, T) -> T,
+) -> Result<(), Fault> {
+    let linear = cpu.linear(op, size_of::<T>() as u32, true)?;
+    cpu.modify_linear(env, linear, op.has(Op::STACK), change)
+}
+
+#[cold]
+#[inline(never)]
+fn push_slow<T: Word>(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    value: T,
+    then: impl FnOnce(&mut Cpu),
+) -> Result<(), Fault> {
+    let offset = cpu.gpr[4].wrapping_sub(size_of::<T>() as u64) & cpu.stack_mask;
+    cpu.store_stack(env, offset, value)?;
+    cpu.set_sp(offset);
+    then(cpu);
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn top_slow<T: Word>(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    then: impl FnOnce(&mut Cpu, T) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let value = cpu.load_stack(env, cpu.sp())?;
+    then(cpu, value)
 }
 
 /// True if bits 47 to 63 are equal.

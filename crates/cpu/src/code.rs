@@ -119,7 +119,7 @@ impl CodeCache {
     /// The block at a linear address, if the jump cache knows it.
     #[inline(always)]
     pub(crate) fn jump(&self, linear: u64, mode_key: u32, epoch: u32) -> Option<Run> {
-        let jump = self.jumps.get(jump_index(linear))?;
+        let jump = self.jumps.get(jump_index(linear, mode_key))?;
         let hit = jump.linear == linear && jump.mode_key == mode_key && jump.epoch == epoch;
         hit.then_some(jump.run)
     }
@@ -142,9 +142,11 @@ impl CodeCache {
     }
 }
 
+/// The mode's upper bits, which name the address space, go on top: programs run at the same addresses,
+/// and the kernel runs in every address space.
 #[inline(always)]
-fn jump_index(linear: u64) -> usize {
-    (linear ^ linear >> 12) as usize & (JUMPS - 1)
+fn jump_index(linear: u64, mode_key: u32) -> usize {
+    (linear ^ linear >> 12 ^ u64::from(mode_key) << 2) as usize & (JUMPS - 1)
 }
 
 /// The bytes at a fetch address, and where they lie.
@@ -184,7 +186,7 @@ impl Cpu {
             }
             None => self.decode_block(code, mem, linear, at)?,
         };
-        code.jumps[jump_index(linear)] =
+        code.jumps[jump_index(linear, self.mode_key)] =
             Jump { linear, mode_key: self.mode_key, epoch: self.tlb.code_epoch(linear), run };
         Ok(run)
     }

@@ -47,7 +47,7 @@ pub struct Cpu {
     pub(crate) rflags: u64,
     /// Index bits into the TLB for the current address space and privilege.
     pub(crate) tlb_base: usize,
-    pub(crate) tlb: Box<Tlb>,
+    pub(crate) tlb: Tlb,
     /// What is added for an operand's segment: indexed by [`Op::seg`].
     pub(crate) seg_base: [u64; 8],
     /// Mask of the stack pointer's width.
@@ -110,7 +110,7 @@ impl Cpu {
             flags: Flags::from_rflags(0),
             rflags: 0,
             tlb_base: 0,
-            tlb: Box::new(Tlb::new()),
+            tlb: Tlb::new(),
             seg_base: [0; 8],
             stack_mask: 0,
             stack_base: 0,

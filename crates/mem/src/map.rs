@@ -18,8 +18,9 @@ pub(crate) struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// `len` must not be 0.
+    /// `len` must be at least a page, so that the fast path needs one comparison.
     pub(crate) fn new(len: u64) -> io::Result<Mapping> {
+        assert!(len >= PAGE_SIZE, "a mapping is at least a page");
         let host_len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory in use.
         let base = unsafe {
@@ -45,15 +46,15 @@ impl Mapping {
 
     #[inline(always)]
     pub(crate) fn load<T: Pod>(&self, offset: u64) -> T {
-        self.check(offset, size_of::<T>());
-        // SAFETY: `check` showed that the value lies inside the mapping; `T: Pod` takes any bytes.
+        self.check_short(offset, size_of::<T>());
+        // SAFETY: `check_short` showed that the value lies inside the mapping; `T: Pod` takes any bytes.
         unsafe { self.base.add(offset as usize).cast::<T>().read_unaligned() }
     }
 
     #[inline(always)]
     pub(crate) fn store<T: Pod>(&mut self, offset: u64, value: T) {
-        self.check(offset, size_of::<T>());
-        // SAFETY: `check` showed that the value lies inside the mapping, and `&mut self` excludes
+        self.check_short(offset, size_of::<T>());
+        // SAFETY: `check_short` showed that the value lies inside the mapping, and `&mut self` excludes
         // every other access.
         unsafe { self.base.add(offset as usize).cast::<T>().write_unaligned(value) }
     }
@@ -96,13 +97,21 @@ impl Mapping {
         unsafe { self.base.add(offset as usize).cast().as_ref() }
     }
 
+    /// [`Mapping::check`] for what is shorter than a page. No mapping is, so that nothing wraps.
+    #[inline(always)]
+    fn check_short(&self, offset: u64, len: usize) {
+        assert!(len as u64 <= PAGE_SIZE, "a plain object is shorter than a page");
+        if offset > self.len.wrapping_sub(len as u64) {
+            outside(offset, len);
+        }
+    }
+
     #[inline(always)]
     fn check(&self, offset: u64, len: usize) {
-        let inside = offset < self.len && len as u64 <= self.len - offset;
-        assert!(
-            inside || len == 0 && offset == self.len,
-            "RAM access at {offset:#x} for {len} bytes"
-        );
+        let is_inside = len as u64 <= self.len && offset <= self.len - len as u64;
+        if !is_inside {
+            outside(offset, len);
+        }
     }
 }
 
@@ -112,4 +121,11 @@ impl Drop for Mapping {
         let result = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len as usize) };
         debug_assert_eq!(result, 0, "munmap of our own mapping");
     }
+}
+
+/// Out of line, so that accesses need no stack frame for the message.
+#[cold]
+#[inline(never)]
+fn outside(offset: u64, len: usize) -> ! {
+    panic!("RAM access at {offset:#x} for {len} bytes");
 }

@@ -121,13 +121,14 @@ fn ri<A: Alu, T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fa
 }
 
 fn rm<A: Alu, T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let b = cpu.load::<T>(env, op)?;
-    let a = T::get(cpu, op.r[0]);
-    let result = A::apply(cpu, a, b);
-    if A::WRITES {
-        T::set(cpu, op.r[0], result);
-    }
-    Ok(())
+    cpu.load_then(env, op, |cpu, b: T| {
+        let a = T::get(cpu, op.r[0]);
+        let result = A::apply(cpu, a, b);
+        if A::WRITES {
+            T::set(cpu, op.r[0], result);
+        }
+        Ok(())
+    })
 }
 
 fn mr<A: Alu, T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
@@ -149,9 +150,10 @@ fn to_memory<A: Alu, T: Word>(
     if A::WRITES {
         return cpu.modify(env, op, |cpu, a| A::apply(cpu, a, b));
     }
-    let a = cpu.load::<T>(env, op)?;
-    A::apply(cpu, a, b);
-    Ok(())
+    cpu.load_then(env, op, |cpu, a: T| {
+        A::apply(cpu, a, b);
+        Ok(())
+    })
 }
 
 /// The forms of this module.

@@ -147,11 +147,12 @@ fn imul_rr<T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault
 }
 
 fn imul_rm<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let b = cpu.load::<T>(env, op)?;
-    let a = T::get(cpu, op.r[0]);
-    let product = signed_product(cpu, a, b);
-    T::set(cpu, op.r[0], T::from_u64(product as u64));
-    Ok(())
+    cpu.load_then(env, op, |cpu, b: T| {
+        let a = T::get(cpu, op.r[0]);
+        let product = signed_product(cpu, a, b);
+        T::set(cpu, op.r[0], T::from_u64(product as u64));
+        Ok(())
+    })
 }
 
 fn imul_rri<T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {

@@ -59,9 +59,7 @@ fn jmp_m<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault
 #[inline(always)]
 fn call<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op, target: u64) -> Result<(), Fault> {
     let target = cpu.check_target::<T>(target)?;
-    cpu.push(env, T::from_u64(cpu.next_rip(op)))?;
-    cpu.rip = target;
-    Ok(())
+    cpu.push_then(env, T::from_u64(cpu.next_rip(op)), |cpu| cpu.rip = target)
 }
 
 fn call_rel<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
@@ -80,11 +78,12 @@ fn call_m<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Faul
 
 /// RET, with the bytes to release in `imm`.
 fn ret<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let sp = cpu.sp();
-    let target = cpu.load_stack::<T>(env, sp)?.to_u64();
-    cpu.rip = cpu.check_target::<T>(target)?;
-    cpu.set_sp(sp.wrapping_add(size_of::<T>() as u64).wrapping_add(op.imm & 0xffff));
-    Ok(())
+    cpu.top_then(env, |cpu, target: T| {
+        cpu.rip = cpu.check_target::<T>(target.to_u64())?;
+        let sp = cpu.sp().wrapping_add(size_of::<T>() as u64);
+        cpu.set_sp(sp.wrapping_add(op.imm & 0xffff));
+        Ok(())
+    })
 }
 
 /// LOOP and its like. `C` is the counter's width, `T` the branch's.
@@ -151,9 +150,11 @@ fn push_i<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Faul
 }
 
 fn pop_r<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let value = cpu.pop::<T>(env)?;
-    T::set(cpu, op.r[0], value);
-    Ok(())
+    cpu.top_then(env, |cpu, value: T| {
+        cpu.set_sp(cpu.sp().wrapping_add(size_of::<T>() as u64));
+        T::set(cpu, op.r[0], value);
+        Ok(())
+    })
 }
 
 /// POP to memory: an address that uses the stack pointer uses its new value.

@@ -15,9 +15,10 @@ fn mov_rr<T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault>
 }
 
 fn mov_rm<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let value = cpu.load::<T>(env, op)?;
-    T::set(cpu, op.r[0], value);
-    Ok(())
+    cpu.load_then(env, op, |cpu, value: T| {
+        T::set(cpu, op.r[0], value);
+        Ok(())
+    })
 }
 
 fn mov_mr<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
@@ -41,9 +42,10 @@ fn movzx_rr<S: Word, T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result
 }
 
 fn movzx_rm<S: Word, T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let value = cpu.load::<S>(env, op)?.to_u64();
-    T::set(cpu, op.r[0], T::from_u64(value));
-    Ok(())
+    cpu.load_then(env, op, |cpu, value: S| {
+        T::set(cpu, op.r[0], T::from_u64(value.to_u64()));
+        Ok(())
+    })
 }
 
 fn movsx_rr<S: Word, T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
@@ -53,9 +55,10 @@ fn movsx_rr<S: Word, T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result
 }
 
 fn movsx_rm<S: Word, T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let value = cpu.load::<S>(env, op)?.sext();
-    T::set(cpu, op.r[0], T::from_u64(value));
-    Ok(())
+    cpu.load_then(env, op, |cpu, value: S| {
+        T::set(cpu, op.r[0], T::from_u64(value.sext()));
+        Ok(())
+    })
 }
 
 fn lea<T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
@@ -189,10 +192,11 @@ fn cmov_rr<C: Cond, T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<
 }
 
 fn cmov_rm<C: Cond, T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
-    let source = cpu.load::<T>(env, op)?;
-    let value = if C::holds(cpu.flags) { source } else { T::get(cpu, op.r[0]) };
-    T::set(cpu, op.r[0], value);
-    Ok(())
+    cpu.load_then(env, op, |cpu, source: T| {
+        let value = if C::holds(cpu.flags) { source } else { T::get(cpu, op.r[0]) };
+        T::set(cpu, op.r[0], value);
+        Ok(())
+    })
 }
 
 fn set_r<C: Cond>(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
