@@ -91,16 +91,16 @@ impl Pair {
 }
 
 fn start_disk(folder: &Folder, addr: SocketAddr) -> Process {
-    let export = format!("d={},format=raw", folder.path("image"));
-    let mut disk = Process::start(lockstep(&[
-        "disk",
-        "--listen",
-        &addr.to_string(),
-        "--export",
-        &export,
-        "--state",
-        &folder.path("state"),
-    ]));
+    start_disk_with(folder, addr, &[("d", &folder.path("image"))])
+}
+
+fn start_disk_with(folder: &Folder, addr: SocketAddr, exports: &[(&str, &str)]) -> Process {
+    let mut command =
+        lockstep(&["disk", "--listen", &addr.to_string(), "--state", &folder.path("state")]);
+    for (name, image) in exports {
+        command.args(["--export", &format!("{name}={image},format=raw")]);
+    }
+    let mut disk = Process::start(command);
     disk.wait_for_errors("serving at");
     disk
 }
@@ -206,6 +206,65 @@ fn primary_goes_on_when_its_backup_is_killed_and_takes_a_new_one() {
     let mut console = pair.console();
     console.type_bytes(b"!");
     console.wait_for_output("!");
+}
+
+/// behaviours 159, 69: a reset and a triple fault, which is how a bug of a guest's kernel ends.
+#[test]
+fn a_guest_that_resets_or_faults_thrice_stays_protected() {
+    let mut pair = Pair::new("reset");
+    let generation = pair.status(pair.primary_addr).unwrap()["generation"].clone();
+    pair.primary.type_bytes(b"R");
+    pair.primary.wait_for_output("hello\nRhello\n");
+    pair.primary.type_bytes(b"T");
+    pair.primary.wait_for_output("hello\nRhello\nThello\n");
+    let status = pair.status(pair.primary_addr).unwrap();
+    assert_eq!((&status["protected"], &status["generation"]), (&true.into(), &generation));
+    // The backup did the same, and goes on from there.
+    let mut console = pair.console();
+    console.wait_for_output("hello\nRhello\nThello\n");
+    pair.primary.kill();
+    pair.wait_for_role(pair.backup_addr, "solo");
+    console.wait_for_errors(&format!("on {}", pair.backup_addr));
+    console.type_bytes(b"after");
+    console.wait_for_output("after");
+    assert_eq!(console.output(), "hello\nRhello\nThello\nafter");
+    assert!(!pair.events("events-b").contains(&"diverged".to_owned()));
+}
+
+/// behaviour 97
+#[test]
+fn two_pairs_share_hosts_and_disk_server_and_fail_apart() {
+    let mut first = Pair::new("shared-a");
+    // The second VM's disk is behind the same server; its processes are on the same two hosts.
+    first.disk.kill();
+    let exports = ["image", "image-2"].map(|name| first.path(name));
+    sparse(&exports[1], 1 << 20);
+    first.disk =
+        start_disk_with(&first.folder, first.disk_addr, &[("d", &exports[0]), ("e", &exports[1])]);
+    let [backup_addr, primary_addr] = [free_addr(), free_addr()];
+    let mut backup = start_backup(&first.folder, backup_addr);
+    let mut args = primary_args(&first.folder, [first.disk_addr, backup_addr, primary_addr]);
+    for arg in &mut args {
+        *arg = match arg.as_str() {
+            "echo" => "other".to_owned(),
+            disk if disk.starts_with("nbd://") => format!("nbd://{}/e", first.disk_addr),
+            events if events.ends_with("events-a") => first.path("events-other"),
+            _ => continue,
+        };
+    }
+    let mut other = Process::with_stdin(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    other.wait_for_errors("protected, generation");
+    other.wait_for_output("hello\n");
+
+    first.primary.kill();
+    first.wait_for_role(first.backup_addr, "solo");
+    let mut console = first.console();
+    console.type_bytes(b"went on");
+    console.wait_for_output("went on");
+    other.type_bytes(b"never noticed");
+    other.wait_for_output("hello\nnever noticed");
+    assert!(!other.errors().contains("failed"), "{}", other.errors());
+    assert!(backup.is_running() && !backup.errors().contains("live"), "{}", backup.errors());
 }
 
 /// behaviours 99, 101, 148

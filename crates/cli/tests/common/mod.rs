@@ -44,7 +44,7 @@ impl Drop for Folder {
 }
 
 /// A Multiboot kernel that says "hello" on the serial port and then echoes what it reads there. `Q`
-/// leaves through the debug-exit port with 21, `P` powers off, `R` resets.
+/// leaves through the debug-exit port with 21, `P` powers off, `R` resets, `T` faults thrice.
 pub(crate) fn echo_kernel() -> Vec<u8> {
     const LOAD_AT: u32 = 0x10_0000;
     const HEADERS_LEN: u32 = 52 + 32;
@@ -52,7 +52,7 @@ pub(crate) fn echo_kernel() -> Vec<u8> {
     #[rustfmt::skip]
     const CODE: &[u8] = &[
         0x66, 0xba, 0xf8, 0x03,       // mov dx, 0x3f8
-        0xbe, 0x51, 0x00, 0x10, 0x00, // mov esi, message
+        0xbe, 0x5d, 0x00, 0x10, 0x00, // mov esi, message
         0xac, 0x84, 0xc0,             // lodsb; test al, al
         0x74, 0x03, 0xee, 0xeb, 0xf8, // jz wait; out dx, al; jmp to lodsb
         0x66, 0xba, 0xfd, 0x03,       // wait: mov dx, 0x3fd
@@ -61,7 +61,7 @@ pub(crate) fn echo_kernel() -> Vec<u8> {
         0xec, 0xee,                   // in al, dx; out dx, al
         0x3c, 0x51, 0x74, 0x0f,       // cmp al, 'Q'; je quit
         0x3c, 0x50, 0x74, 0x11,       // cmp al, 'P'; je off
-        0x3c, 0x52, 0x75, 0xe5,       // cmp al, 'R'; jne wait
+        0x3c, 0x52, 0x75, 0x19,       // cmp al, 'R'; jne other
         0x66, 0xba, 0xf9, 0x0c,       // mov dx, 0xcf9
         0xb0, 0x06, 0xee,             // mov al, 6; out dx, al
         0xb0, 0x15, 0xe6, 0xf4,       // quit: mov al, 21; out 0xf4, al
@@ -69,7 +69,11 @@ pub(crate) fn echo_kernel() -> Vec<u8> {
         0x66, 0xba, 0x04, 0x06,       // off: mov dx, 0x604
         0x66, 0xb8, 0x00, 0x20,       // mov ax, 0x2000 (SLP_EN, S5)
         0x66, 0xef, 0xeb, 0xcc,       // out dx, ax; jmp wait
-        b'h', b'e', b'l', b'l', b'o', b'\n', 0,
+        0x3c, 0x54, 0x75, 0xc8,       // other: cmp al, 'T'; jne wait
+        0x0f, 0x01, 0x1d, 0x63, 0x00, 0x10, 0x00, // lidt [nothing]
+        0xcc,                         // int3
+        b'h', b'e', b'l', b'l', b'o', b'\n',
+        0, 0, 0, 0, 0, 0,             // the message's end, and nothing: an empty IDT at 0
     ];
     let mut image: Vec<u8> = MULTIBOOT.iter().flat_map(|word| word.to_le_bytes()).collect();
     image.extend(CODE);
