@@ -57,3 +57,57 @@ pub trait Bus {
     /// guest asked for reset or power-off. Stays true until the board clears it.
     fn stop_requested(&self) -> bool;
 }
+
+/// A bus on which nothing is: no device, no interrupt; a step takes a nanosecond. For the CPU alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoBus;
+
+impl Bus for NoBus {
+    fn mmio_read(&mut self, _: &mut GuestMem, _: Icount, _: Gpa, _: u8) -> u64 {
+        u64::MAX
+    }
+
+    fn mmio_write(&mut self, _: &mut GuestMem, _: Icount, _: Gpa, _: u8, _: u64) {}
+
+    fn port_read(&mut self, _: &mut GuestMem, _: Icount, _: u16, _: u8) -> u32 {
+        u32::MAX
+    }
+
+    fn port_write(&mut self, _: &mut GuestMem, _: Icount, _: u16, _: u8, _: u32) {}
+
+    fn msr_read(&mut self, _: Icount, _: u32) -> Option<u64> {
+        None
+    }
+
+    fn msr_write(&mut self, _: Icount, _: u32, _: u64) -> Option<()> {
+        None
+    }
+
+    fn guest_ns(&mut self, now: Icount) -> u64 {
+        now.0
+    }
+
+    fn set_tsc_offset(&mut self, _: Icount, _: u64) {}
+
+    fn task_priority(&mut self) -> u8 {
+        0
+    }
+
+    fn set_task_priority(&mut self, _: Icount, _: u8) {}
+
+    fn interrupt_pending(&self) -> bool {
+        false
+    }
+
+    fn acknowledge_interrupt(&mut self, _: Icount) -> u8 {
+        0
+    }
+
+    fn take_nmi(&mut self) -> bool {
+        false
+    }
+
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}

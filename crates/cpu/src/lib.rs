@@ -29,7 +29,7 @@ mod word;
 mod x87;
 mod xsave;
 
-pub use bus::Bus;
+pub use bus::{Bus, NoBus};
 pub use cpu::{Cpu, CpuStats};
 pub use flags::Flags;
 pub use op::{Env, Fault, Handler, Op};

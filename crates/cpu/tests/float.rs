@@ -1,7 +1,7 @@
 //! SSE, MMX, x87 and XSAVE as a program meets them: bytes of code, run in 64-bit mode.
 
 use base::{Gpa, Icount};
-use cpu::{Bus, Cpu, CpuState, CpuStop, F80, Seg, Segment, TableRegister};
+use cpu::{Cpu, CpuState, CpuStop, F80, NoBus, Seg, Segment, TableRegister};
 use mem::GuestMem;
 use x86::{Access, Cr0, Cr4, Efer, Vector};
 
@@ -14,46 +14,6 @@ const STACK: u64 = 0x8000;
 /// Where tests keep their data. The page after the next one is not mapped.
 const DATA: u64 = 0x20_0000 - 0x2000;
 const HLT: u8 = 0xf4;
-
-/// Nothing outside the CPU.
-struct NoBus;
-
-impl Bus for NoBus {
-    fn mmio_read(&mut self, _: &mut GuestMem, _: Icount, _: Gpa, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: &mut GuestMem, _: Icount, _: Gpa, _: u8, _: u64) {}
-    fn port_read(&mut self, _: &mut GuestMem, _: Icount, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: &mut GuestMem, _: Icount, _: u16, _: u8, _: u32) {}
-    fn msr_read(&mut self, _: Icount, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&mut self, _: Icount, _: u32, _: u64) -> Option<()> {
-        None
-    }
-    fn guest_ns(&mut self, now: Icount) -> u64 {
-        now.0
-    }
-    fn set_tsc_offset(&mut self, _: Icount, _: u64) {}
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: Icount, _: u8) {}
-    fn interrupt_pending(&self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self, _: Icount) -> u8 {
-        0
-    }
-    fn take_nmi(&mut self) -> bool {
-        false
-    }
-    fn stop_requested(&self) -> bool {
-        false
-    }
-}
 
 /// A machine with 2 MiB of identity-mapped memory, whose exception handlers halt.
 struct Machine {

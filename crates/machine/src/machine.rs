@@ -283,10 +283,9 @@ impl Machine {
 
     /// A page of zeros counts as one that was never touched.
     fn digest_page(&self, digester: &mut Digester, page: u64) {
-        let bytes = self.mem.page(page);
-        if bytes.iter().any(|byte| *byte != 0) {
+        if !self.mem.is_zero_page(page) {
             digester.update_u64(page);
-            digester.update(bytes);
+            digester.update(self.mem.page(page));
         }
     }
 
@@ -299,7 +298,7 @@ impl Machine {
         self.board.reset(&self.config);
         let touched: Vec<u64> = self.mem.marks().touched().collect();
         for page in touched {
-            if self.mem.page(page).iter().any(|byte| *byte != 0) {
+            if !self.mem.is_zero_page(page) {
                 self.mem.set_page(page, &[0; base::PAGE_SIZE as usize]);
             }
         }

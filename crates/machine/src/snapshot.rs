@@ -66,8 +66,8 @@ impl Machine {
         if self.pristine {
             return save_bytes(&Head { config, payload, running: None });
         }
-        let is_zero = |page: &u64| self.mem.page(*page).iter().all(|byte| *byte == 0);
-        let pages: Vec<u64> = self.mem.marks().touched().filter(|page| !is_zero(page)).collect();
+        let touched = self.mem.marks().touched();
+        let pages: Vec<u64> = touched.filter(|page| !self.mem.is_zero_page(*page)).collect();
         let page_count = pages.len() as u64;
         let running = Some(Running { state: self.state_but_ram(), page_count });
         let mut bytes = save_bytes(&Head { config, payload, running });

@@ -259,6 +259,15 @@ impl GuestMem {
         self.map.page(page)
     }
 
+    /// True if one RAM page is all zeros, as one that was never touched.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    #[must_use]
+    pub fn is_zero_page(&self, page: u64) -> bool {
+        self.page(page).iter().all(|byte| *byte == 0)
+    }
+
     /// Replaces one RAM page and keeps the marks true.
     ///
     /// # Panics

@@ -1,8 +1,8 @@
 //! The interpreter as a subject: a small machine without devices, whose "kernel" is an IDT that
 //! halts, and in which the regions lie at the same linear addresses as on the host.
 
-use base::{Gpa, Icount};
-use cpu::{Bus, Cpu, CpuState, F80, Seg, Segment, TableRegister};
+use base::Gpa;
+use cpu::{Cpu, CpuState, F80, NoBus, Seg, Segment, TableRegister};
 use mem::GuestMem;
 use x86::{Access, Cr0, Cr4, Descriptor, Dr6, Dr7, Efer, SystemType};
 
@@ -319,58 +319,5 @@ fn state_of(cpu: &CpuState, mode: Mode) -> State {
         fs_base: cpu.seg[Seg::FS].base,
         gs_base: cpu.seg[Seg::GS].base,
         fx,
-    }
-}
-
-/// Nothing outside: no device, no interrupt, no time.
-struct NoBus;
-
-impl Bus for NoBus {
-    fn mmio_read(&mut self, _: &mut GuestMem, _: Icount, _: Gpa, _: u8) -> u64 {
-        u64::MAX
-    }
-
-    fn mmio_write(&mut self, _: &mut GuestMem, _: Icount, _: Gpa, _: u8, _: u64) {}
-
-    fn port_read(&mut self, _: &mut GuestMem, _: Icount, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-
-    fn port_write(&mut self, _: &mut GuestMem, _: Icount, _: u16, _: u8, _: u32) {}
-
-    fn msr_read(&mut self, _: Icount, _: u32) -> Option<u64> {
-        None
-    }
-
-    fn msr_write(&mut self, _: Icount, _: u32, _: u64) -> Option<()> {
-        None
-    }
-
-    fn guest_ns(&mut self, now: Icount) -> u64 {
-        now.0
-    }
-
-    fn set_tsc_offset(&mut self, _: Icount, _: u64) {}
-
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-
-    fn set_task_priority(&mut self, _: Icount, _: u8) {}
-
-    fn interrupt_pending(&self) -> bool {
-        false
-    }
-
-    fn acknowledge_interrupt(&mut self, _: Icount) -> u8 {
-        0
-    }
-
-    fn take_nmi(&mut self) -> bool {
-        false
-    }
-
-    fn stop_requested(&self) -> bool {
-        false
     }
 }
