@@ -10,12 +10,14 @@ pub mod clients;
 mod lab;
 pub mod pair;
 mod process;
+mod terminal;
 pub mod witness;
 
 pub use lab::{
     CHANNEL_ADDRS, CLIENT_ADDR, GUEST_ADDR, Host, Lab, LabError, SERVICE_ADDRS, enter, test_in_lab,
 };
 pub use process::Process;
+pub use terminal::Terminal;
 
 /// The machine's clock since boot, suspend included, in nanoseconds: the one that the events of
 /// `lockstep` processes carry.

@@ -18,7 +18,10 @@ pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     pub(crate) fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("lockstep-{name}-{}", std::process::id()));
+        // In a namespace of its own, every process has the same number.
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+        let unique = format!("lockstep-{name}-{}-{now}", std::process::id());
+        let path = std::env::temp_dir().join(unique);
         std::fs::create_dir_all(&path).unwrap();
         Folder(path)
     }
