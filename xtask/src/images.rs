@@ -25,12 +25,14 @@ pub(crate) const BARE_GENERIC: Wanted =
     Wanted { name: "bare-generic", recipe: "bare", kernel: Some("linux-image-amd64") };
 /// Redis and services for checks of byte streams.
 pub(crate) const REDIS: Wanted = Wanted { name: "redis", recipe: "redis", kernel: None };
+/// Debian under systemd with nginx and OpenSSH.
+pub(crate) const SYSTEMD: Wanted = Wanted { name: "systemd", recipe: "systemd", kernel: None };
 /// Debian under systemd with real programs and their tests.
 pub(crate) const WORKBENCH: Wanted =
     Wanted { name: "workbench", recipe: "workbench", kernel: None };
 
 /// What `cargo xtask test` boots.
-pub(crate) const TEST: &[Wanted] = &[BARE, BARE_GENERIC, REDIS];
+pub(crate) const TEST: &[Wanted] = &[BARE, BARE_GENERIC, REDIS, SYSTEMD];
 
 /// Builds those that are missing or out of date. Returns the folder that holds them all, which
 /// tests get as `LOCKSTEP_IMAGES`.

@@ -1,4 +1,4 @@
-//! Debian's kernels by the real binary, used as a person would.
+//! Debian's kernels and a full Debian, by the real binary, used as a person and a client would.
 
 mod common;
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::Folder;
 use testbed::pair::ImageSettings;
-use testbed::{CLIENT_ADDR, Host, Lab, Terminal, test_in_lab};
+use testbed::{CLIENT_ADDR, GUEST_ADDR, Host, Lab, Terminal, test_in_lab};
 
 /// For a boot, on a host that may have other work.
 const BOOT: Duration = Duration::from_secs(400);
@@ -40,7 +40,7 @@ fn power_on(lab: &Lab, folder: &Folder, name: &str, flags: &[&str]) -> Terminal 
     Terminal::start(name, &command, 24, 80).unwrap()
 }
 
-/// Runs a program of the host to its end; its output, if it succeeds.
+/// Runs a program on the guest's network to its end; its output, if it succeeds.
 fn client(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -54,9 +54,105 @@ fn ask(terminal: &mut Terminal, line: &str, answer: &str) -> String {
     terminal.wait_for(answer, STEP).unwrap()
 }
 
+/// [`ask`] in the systemd image's shell, up to the next prompt. What is typed before the shell reads, the
+/// terminal's own line discipline would edit.
+fn ask_shell(terminal: &mut Terminal, line: &str, answer: &str) {
+    ask(terminal, line, answer);
+    terminal.wait_for(PROMPT, STEP).unwrap();
+}
+
+const PROMPT: &str = "root@lockstep:~# ";
+const IS_RUNNING: &str = "echo state=$(systemctl is-system-running --wait) failed=$(systemctl --failed --plain -q | wc -l).";
+
+/// behaviour 9
+#[test]
+fn debian_under_systemd_serves_logs_in_reboots_and_powers_off() {
+    test_in_lab("debian_under_systemd_serves_logs_in_reboots_and_powers_off", |lab| {
+        let folder = Folder::new("systemd");
+        let mut console = power_on(lab, &folder, "systemd", &["--snapshot"]);
+        console.wait_for(PROMPT, BOOT).unwrap();
+        ask_shell(&mut console, IS_RUNNING, "state=running failed=0.");
+        ask_shell(
+            &mut console,
+            "cat /proc/sys/kernel/random/boot_id > boot; sync; echo kept=$?",
+            "kept=0",
+        );
+
+        serves_files(&mut console, &folder);
+        logs_in(&folder);
+
+        ask(&mut console, "systemctl reboot", "reboot: Restarting system");
+        console.wait_for("Linux version", STEP).unwrap();
+        console.wait_for(PROMPT, BOOT).unwrap();
+        ask_shell(&mut console, IS_RUNNING, "state=running failed=0.");
+        // It is a new boot, and the disk is the old one.
+        let boots = "sort -u boot /proc/sys/kernel/random/boot_id | grep -c . | sed 's/^/boots=/'";
+        ask_shell(&mut console, boots, "boots=2");
+
+        let power = ["power", "off", "guest", "--run-dir", &folder.path("run")];
+        client(env!("CARGO_BIN_EXE_lockstep"), &power);
+        console.wait_for("reboot: Power down", STEP).unwrap();
+        assert_eq!(console.wait(STEP).unwrap().code(), Some(0), "{}", console.output());
+        assert_eq!(folder.json("json")["reason"], "the guest powered off");
+    });
+}
+
 /// What `seq 1 LAST` prints.
 fn numbers(last: u32) -> String {
     (1..=last).map(|number| format!("{number}\n")).collect()
+}
+
+/// A large file comes whole, and many requests are answered over one connection.
+fn serves_files(console: &mut Terminal, folder: &Folder) {
+    ask_shell(console, "seq 1 600000 > /var/www/html/numbers; echo made=$?", "made=0");
+    let (url, got) = (format!("http://{GUEST_ADDR}/numbers"), folder.path("numbers"));
+    client("curl", &["--silent", "--show-error", "--fail", "--output", &got, &url]);
+    assert!(fs::read_to_string(&got).unwrap() == numbers(600_000), "the file came otherwise");
+
+    let urls = format!("http://{GUEST_ADDR}/index.nginx-debian.html?[1-100]");
+    let each = "%{http_code} %{num_connects}\n";
+    let options = ["--silent", "--show-error", "--fail", "--output", "/dev/null", "--write-out"];
+    let answers = client("curl", &[&options[..], &[each, &urls]].concat());
+    let expected = format!("200 1\n{}", "200 0\n".repeat(99));
+    assert_eq!(answers, expected);
+}
+
+/// A login by ssh has a terminal: its name and size, line editing, Ctrl-C, programs that fill the
+/// screen and follow its size.
+fn logs_in(folder: &Folder) {
+    let key = folder.path("ssh_key");
+    fs::copy(image("systemd").join("ssh_key"), &key).unwrap();
+    let mut command = Command::new("ssh");
+    command.env("TERM", "xterm").args(["-F", "none", "-i", &key]);
+    command.args(["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
+    command.args(["-o", "UserKnownHostsFile=/dev/null", &format!("root@{GUEST_ADDR}")]);
+    let mut login = Terminal::start("ssh", &command, 30, 100).unwrap();
+    login.wait_for(PROMPT, STEP).unwrap();
+    ask_shell(&mut login, "stty size", "30 100");
+    ask_shell(&mut login, "tty", "/dev/pts/0");
+    // The cursor keys and backspace, in the middle of the line.
+    ask_shell(&mut login, "echo edited=abXc\x1b[D\x7f", "\redited=abc\r\n");
+    // Only once the program speaks is it sure to be the one that Ctrl-C reaches.
+    ask(&mut login, "sh -c 'echo sleep\"\"ing; exec sleep 1000'", "sleeping\r\n");
+    login.type_text("\x03").unwrap();
+    login.wait_for(PROMPT, STEP).unwrap();
+    ask_shell(&mut login, "echo interrupted=$?", "interrupted=130");
+
+    ask(&mut login, "vi note", "\x1b[?25h");
+    login.type_text("ifirst\rsecond\x1b:wq\r").unwrap();
+    login.wait_for("written", STEP).unwrap();
+    // A program that ends drops what was typed ahead.
+    login.wait_for(PROMPT, STEP).unwrap();
+    ask_shell(&mut login, "wc -l note", "2 note");
+
+    ask(&mut login, "top", "load average");
+    login.resize(40, 120).unwrap();
+    login.wait_for("load average", STEP).unwrap();
+    login.type_text("q").unwrap();
+    login.wait_for(PROMPT, STEP).unwrap();
+    ask_shell(&mut login, "stty size", "40 120");
+    login.type_text("exit 7\r").unwrap();
+    assert_eq!(login.wait(STEP).unwrap().code(), Some(7), "{}", login.output());
 }
 
 /// What one of Debian's two kernels does: boots to a shell, uses disk and network, reboots, powers off.
