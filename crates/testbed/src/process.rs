@@ -91,8 +91,7 @@ impl Process {
     /// # Errors
     /// If the process has ended and was waited for.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let pid = i32::try_from(self.pid()).expect("a process id fits");
-        Ok(kill(Pid::from_raw(pid), signal)?)
+        send(&self.child, signal)
     }
 
     /// Waits for its end.
@@ -100,16 +99,8 @@ impl Process {
     /// # Errors
     /// With its output, if it does not end in time.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, String> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            if let Some(status) = self.child.try_wait().map_err(|error| error.to_string())? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{} does not end; it wrote:\n{}", self.name, self.output()));
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        wait_for_end(&mut self.child, timeout)?
+            .ok_or_else(|| format!("{} does not end; it wrote:\n{}", self.name, self.output()))
     }
 
     /// Ends it with SIGKILL and waits for it.
@@ -133,4 +124,25 @@ fn collect(source: impl io::Read + Send + 'static, output: Arc<Mutex<Vec<u8>>>) 
             output.lock().expect("nobody panics while holding it").append(&mut line);
         }
     });
+}
+
+/// Sends a signal to a child that nobody has waited for.
+pub(crate) fn send(child: &Child, signal: Signal) -> io::Result<()> {
+    let pid = i32::try_from(child.id()).expect("a process id fits");
+    Ok(kill(Pid::from_raw(pid), signal)?)
+}
+
+/// A child's exit status, if it ends in time.
+pub(crate) fn wait_for_end(
+    child: &mut Child,
+    timeout: Duration,
+) -> Result<Option<ExitStatus>, String> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let status = child.try_wait().map_err(|error| error.to_string())?;
+        if status.is_some() || Instant::now() > deadline {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -9,10 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::pty::openpty;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::termios::{Termios, tcgetattr};
-use nix::unistd::Pid;
 use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::process;
 
 /// A child process on a terminal of its own. It is killed when this value goes.
 #[derive(Debug)]
@@ -138,8 +139,7 @@ impl Terminal {
     /// # Errors
     /// If the process has ended and was waited for.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let pid = i32::try_from(self.child.id()).expect("a process id fits");
-        Ok(kill(Pid::from_raw(pid), signal)?)
+        process::send(&self.child, signal)
     }
 
     /// Waits for its end.
@@ -147,16 +147,8 @@ impl Terminal {
     /// # Errors
     /// With what it showed, if it does not end in time.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, String> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            if let Some(status) = self.child.try_wait().map_err(|error| error.to_string())? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{} does not end; it showed:\n{}", self.name, self.output()));
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        process::wait_for_end(&mut self.child, timeout)?
+            .ok_or_else(|| format!("{} does not end; it showed:\n{}", self.name, self.output()))
     }
 }
 
