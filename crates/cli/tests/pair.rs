@@ -24,8 +24,15 @@ struct Pair {
 impl Pair {
     /// A pair that is armed, whose guest has said "hello".
     fn new(name: &str) -> Pair {
+        let mut pair = Pair::of(name, &echo_kernel());
+        pair.primary.wait_for_output("hello\n");
+        pair
+    }
+
+    /// A pair that is armed, with any guest.
+    fn of(name: &str, kernel: &[u8]) -> Pair {
         let folder = Folder::new(name);
-        folder.file("kernel", &echo_kernel());
+        folder.file("kernel", kernel);
         sparse(&folder.path("image"), 1 << 20);
         assert_eq!(finish(&["keys", &folder.path("key")]).0, 0);
         let [disk_addr, backup_addr, primary_addr] = [free_addr(), free_addr(), free_addr()];
@@ -34,7 +41,6 @@ impl Pair {
         let primary = start_primary(&folder, disk_addr, backup_addr, primary_addr);
         let mut pair = Pair { folder, disk_addr, backup_addr, primary_addr, disk, backup, primary };
         pair.primary.wait_for_errors("protected, generation");
-        pair.primary.wait_for_output("hello\n");
         pair
     }
 
@@ -44,7 +50,7 @@ impl Pair {
 
     /// The status of the process at `addr`, as another host sees it.
     fn status(&self, addr: SocketAddr) -> Option<Value> {
-        let (_, output, _) = finish(&[
+        let (_, output, errors) = finish(&[
             "status",
             "echo",
             "--json",
@@ -55,7 +61,7 @@ impl Pair {
             "--run-dir",
             &self.path("elsewhere"),
         ]);
-        let processes: Vec<Value> = serde_json::from_str(&output).unwrap();
+        let processes: Vec<Value> = serde_json::from_str(&output).expect(&errors);
         let place = addr.to_string();
         processes.into_iter().find(|process| process["place"] == *place)
     }
@@ -228,6 +234,22 @@ fn a_guest_that_resets_or_faults_thrice_stays_protected() {
     console.type_bytes(b"after");
     console.wait_for_output("after");
     assert_eq!(console.output(), "hello\nRhello\nThello\nafter");
+    assert!(!pair.events("events-b").contains(&"diverged".to_owned()));
+}
+
+/// behaviours 159, 69: a guest that faults thrice at its first instruction, for ever. Both sides
+/// keep up with it, and it does not get in the way of a failover or of an orderly end.
+#[test]
+fn a_guest_that_faults_for_ever_fails_over_and_is_stopped_at_once() {
+    let mut pair = Pair::of("loop", &common::multiboot_kernel(&[0x0f, 0x0b])); // ud2, without an IDT
+    let resets = |addr| pair.status(addr).and_then(|status| status["icount"].as_u64());
+    wait_until("resets on both sides", || {
+        [pair.primary_addr, pair.backup_addr].iter().all(|addr| resets(*addr) > Some(100))
+    });
+    pair.primary.kill();
+    pair.wait_for_role(pair.backup_addr, "solo");
+    pair.backup.signal("TERM");
+    assert_eq!(pair.backup.wait().code(), Some(0), "{}", pair.backup.errors());
     assert!(!pair.events("events-b").contains(&"diverged".to_owned()));
 }
 

@@ -88,6 +88,43 @@ fn power_off_ends_with_success_and_a_reset_reboots_unless_told_otherwise() {
     assert_eq!(vm.output(), "hello\nR");
 }
 
+/// A triple fault at the first instruction, for ever, and a reset that takes a while each time.
+#[test]
+fn a_guest_that_faults_for_ever_is_recorded_and_stopped_at_once() {
+    let folder = Folder::new("faults");
+    let kernel = folder.file("kernel", &common::multiboot_kernel(&[0x0f, 0x0b])); // ud2, without an IDT
+    let initrd = folder.file("initrd", &vec![1; 32 << 20]);
+    let (run_dir, log) = (folder.path("run"), folder.path("log"));
+    let (recorded, replayed) = (folder.path("recorded"), folder.path("replayed"));
+    let mut vm = Process::start(lockstep(&[
+        "run",
+        "--name",
+        "loop",
+        "--kernel",
+        &kernel,
+        "--initrd",
+        &initrd,
+        "--run-dir",
+        &run_dir,
+        "--record",
+        &log,
+        "--json-to",
+        &recorded,
+    ]));
+    let status = ["status", "--json", "--run-dir", &run_dir];
+    common::wait_until("resets", || {
+        let status: serde_json::Value = serde_json::from_str(&finish(&status).1).unwrap();
+        status[0]["icount"].as_u64() > Some(20)
+    });
+    vm.signal("TERM");
+    assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+    let (code, _, errors) = finish(&["replay", &log, "--json-to", &replayed]);
+    assert_eq!(code, 0, "{errors}");
+    let (recorded, replayed) = (folder.json("recorded"), folder.json("replayed"));
+    assert_eq!(recorded["digest"], replayed["digest"]);
+    assert_eq!(recorded["instructions"], replayed["instructions"]);
+}
+
 /// behaviours 13, 26
 #[test]
 fn a_recording_is_private_and_replays_to_the_same_digest() {

@@ -27,6 +27,9 @@ pub enum Stop {
     Halted,
     /// Outputs wait for [`Machine::poll_output`].
     OutputsReady,
+    /// The machine was reset and stands at its kernel's entry. A reset costs what many steps do, so
+    /// that a guest which resets for ever gives the caller a turn each time.
+    Rebooted,
     /// The machine is off for good.
     Off(Off),
 }
@@ -191,6 +194,7 @@ impl Machine {
     /// Runs until the icount is reached or something needs the caller, whichever comes first.
     /// However the way to an icount is cut into calls, the machine passes through the same states.
     pub fn run(&mut self, until: Icount) -> Stop {
+        let boot_count = self.boot_count;
         loop {
             let now = self.cpu.icount();
             self.pristine = false;
@@ -213,6 +217,9 @@ impl Machine {
             }
             if now >= until {
                 return Stop::Reached;
+            }
+            if self.boot_count != boot_count {
+                return Stop::Rebooted;
             }
             if waits {
                 return Stop::Halted;

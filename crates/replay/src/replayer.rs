@@ -179,21 +179,26 @@ impl Replayer {
         self.digest_count
     }
 
-    /// Executes up to about `steps` steps of what was fed.
+    /// Executes up to about `steps` steps of what was fed, or up to a reset, which costs what many
+    /// steps do.
     pub fn advance(&mut self, steps: u64) -> Progress {
         let budget_end = self.machine.icount().plus(steps);
+        let boot_count = self.machine.boot_count();
         loop {
             if let Some(divergence) = &self.diverged {
                 return Progress::Diverged(divergence.clone());
             }
             let Some(entry) = self.entries.front() else { return Progress::Waiting };
+            if self.machine.boot_count() != boot_count {
+                return Progress::Running;
+            }
             let target = entry.icount;
             if self.machine.icount() < target {
-                let until = target.min(budget_end);
-                if let Err(what) = self.run_to(until) {
-                    self.diverge(what);
-                } else if until < target {
+                if self.machine.icount() >= budget_end {
                     return Progress::Running;
+                }
+                if let Err(what) = self.run_towards(target.min(budget_end)) {
+                    self.diverge(what);
                 }
                 continue;
             }
@@ -221,27 +226,22 @@ impl Replayer {
         Recorder::resume(self.machine, self.received, self.unmarked)
     }
 
-    /// Runs to `until`, which no entry precedes.
-    fn run_to(&mut self, until: Icount) -> Result<(), Difference> {
-        while self.machine.icount() < until {
-            let before = self.machine.icount();
-            let stop = self.machine.run(until);
-            self.collect_outputs();
-            match stop {
-                Stop::Reached | Stop::OutputsReady => {}
-                Stop::Halted | Stop::Off(_) if self.machine.icount() < until => {
-                    return Err(Difference::StoppedEarly(stop));
-                }
-                Stop::Halted | Stop::Off(_) => {}
-            }
-            // An output stands at one icount only: its mark has to come before the next step.
-            if self.machine.icount() < until
-                && let Some(output) = self.unmarked.front()
-            {
-                return Err(Difference::OutputWithoutMark(output.kind()));
-            }
-            debug_assert!(self.machine.icount() > before, "run made no progress");
+    /// Runs to the next stop on the way to `until`, which no entry precedes.
+    fn run_towards(&mut self, until: Icount) -> Result<(), Difference> {
+        let before = self.machine.icount();
+        let stop = self.machine.run(until);
+        self.collect_outputs();
+        if self.machine.icount() >= until {
+            return Ok(());
         }
+        if let Stop::Halted | Stop::Off(_) = stop {
+            return Err(Difference::StoppedEarly(stop));
+        }
+        // An output stands at one icount only: its mark has to come before the next step.
+        if let Some(output) = self.unmarked.front() {
+            return Err(Difference::OutputWithoutMark(output.kind()));
+        }
+        debug_assert!(self.machine.icount() > before, "run made no progress");
         Ok(())
     }
 

@@ -96,7 +96,7 @@ fn recorded_boot(seed: u64) -> (Vec<u8>, Digest) {
     while recorder.machine().icount() < Icount(BOOT_STEPS) {
         let until = recorder.machine().icount().plus(1 + rng.below(300_000));
         match recorder.run(until) {
-            Stop::Reached | Stop::OutputsReady => {}
+            Stop::Reached | Stop::OutputsReady | Stop::Rebooted => {}
             Stop::Halted => guest_ns += 1_000_000,
             Stop::Off(off) => panic!("the boot ended: {off:?}"),
         }

@@ -526,7 +526,10 @@ impl Live {
             self.recorder.record_digest();
         }
         let took = Nanos(now().0 - began.0);
-        if let Some(pacer) = &mut self.pacer {
+        // How long a reset takes says nothing about steps.
+        if let Some(pacer) = &mut self.pacer
+            && stop != Stop::Rebooted
+        {
             pacer.handle_ran(end.since(start), took);
         }
         if let Pace::Run(Speed(speed)) = self.pace

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Nothing in these tests takes longer; whatever does has hung.
@@ -49,9 +49,6 @@ impl Drop for Folder {
 /// A Multiboot kernel that says "hello" on the serial port and then echoes what it reads there. `Q`
 /// leaves through the debug-exit port with 21, `P` powers off, `R` resets, `T` faults thrice.
 pub(crate) fn echo_kernel() -> Vec<u8> {
-    const LOAD_AT: u32 = 0x10_0000;
-    const HEADERS_LEN: u32 = 52 + 32;
-    const MULTIBOOT: [u32; 3] = [0x1bad_b002, 0, 0u32.wrapping_sub(0x1bad_b002)];
     #[rustfmt::skip]
     const CODE: &[u8] = &[
         0x66, 0xba, 0xf8, 0x03,       // mov dx, 0x3f8
@@ -78,8 +75,16 @@ pub(crate) fn echo_kernel() -> Vec<u8> {
         b'h', b'e', b'l', b'l', b'o', b'\n',
         0, 0, 0, 0, 0, 0,             // the message's end, and nothing: an empty IDT at 0
     ];
+    multiboot_kernel(CODE)
+}
+
+/// A Multiboot kernel with nothing but `code`, which is entered at 0x10000c.
+pub(crate) fn multiboot_kernel(code: &[u8]) -> Vec<u8> {
+    const LOAD_AT: u32 = 0x10_0000;
+    const HEADERS_LEN: u32 = 52 + 32;
+    const MULTIBOOT: [u32; 3] = [0x1bad_b002, 0, 0u32.wrapping_sub(0x1bad_b002)];
     let mut image: Vec<u8> = MULTIBOOT.iter().flat_map(|word| word.to_le_bytes()).collect();
-    image.extend(CODE);
+    image.extend(code);
     let len = image.len() as u32;
     let entry = LOAD_AT + 12;
     let mut file = b"\x7fELF\x01\x01\x01".to_vec();
@@ -135,6 +140,7 @@ pub(crate) struct Process {
     stdin: Option<ChildStdin>,
     output: Arc<Mutex<Vec<u8>>>,
     errors: Arc<Mutex<Vec<u8>>>,
+    collectors: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -145,10 +151,12 @@ impl Process {
 
     pub(crate) fn of(mut child: Child) -> Process {
         let (output, errors) = (Arc::default(), Arc::default());
-        collect(child.stdout.take().unwrap(), &output);
-        collect(child.stderr.take().unwrap(), &errors);
+        let collectors = vec![
+            collect(child.stdout.take().unwrap(), &output),
+            collect(child.stderr.take().unwrap(), &errors),
+        ];
         let stdin = child.stdin.take();
-        Process { child, stdin, output, errors }
+        Process { child, stdin, output, errors, collectors }
     }
 
     pub(crate) fn with_stdin(args: &[&str]) -> Process {
@@ -216,8 +224,8 @@ impl Process {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                // What it wrote last is still on its way through the pipes.
-                thread::sleep(Duration::from_millis(50));
+                // What it wrote last may still be on its way through the pipes.
+                self.collectors.drain(..).for_each(|collector| collector.join().unwrap());
                 return status;
             }
             if Instant::now() > deadline {
@@ -236,14 +244,14 @@ impl Drop for Process {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static, to: &Arc<Mutex<Vec<u8>>>) {
+fn collect(mut from: impl Read + Send + 'static, to: &Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
     let to = to.clone();
     thread::spawn(move || {
         let mut bytes = [0; 4096];
         while let Ok(len @ 1..) = from.read(&mut bytes) {
             to.lock().unwrap().extend(&bytes[..len]);
         }
-    });
+    })
 }
 
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
