@@ -53,6 +53,7 @@ pub(crate) fn run(args: BackupArgs) -> Result<Exit> {
         backups: args.backup,
         site: args.process.site(&args.site, security, Some(args.listen))?,
     };
+    args.json_to.as_deref().map(crate::run::check_writable).transpose()?;
     match vmm::backup::run(&config)? {
         Some(report) => crate::run::finish(&report, args.json_to.as_deref()),
         None => Ok(Exit::Done),

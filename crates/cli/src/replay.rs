@@ -10,7 +10,7 @@ use serde_json::json;
 use vmm::replaying::{RecordingEnd, ReplayReport, replay};
 
 use crate::exit::Exit;
-use crate::run::write_json;
+use crate::run::{check_writable, write_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
@@ -28,6 +28,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
     let began = Instant::now();
     let mut console: Box<dyn Write> =
         if args.console { Box::new(io::stdout()) } else { Box::new(io::sink()) };
+    args.json_to.as_deref().map(check_writable).transpose()?;
     let report = replay(&args.log, &mut *console)?;
     let (exit, why) = verdict(&report);
     if let Some(path) = &args.json_to {

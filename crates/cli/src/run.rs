@@ -61,6 +61,10 @@ struct RunOptions {
     /// RAM in MiB. [default: 512]
     #[arg(long, value_name = "MIB")]
     mem: Option<u64>,
+    /// Virtual CPUs: 1. There is no other number yet.
+    #[arg(long, alias = "cpus", value_name = "COUNT")]
+    #[serde(alias = "cpus")]
+    smp: Option<u32>,
     /// A network device: tap:NAME, packet:INTERFACE, socket,connect=HOST:PORT, socket,listen=IP:PORT
     /// or socket,unix=PATH, with ,mac=M behind it. May be repeated.
     #[arg(long, value_name = "NET")]
@@ -132,6 +136,7 @@ pub(crate) fn run(args: RunArgs) -> Result<Exit> {
     let options = merge(args)?;
     let json_to = options.json_to.clone();
     let config = check(options)?;
+    json_to.as_deref().map(check_writable).transpose()?;
     let report = vmm::run::run(&config)?;
     finish(&report, json_to.as_deref())
 }
@@ -172,6 +177,16 @@ fn write_summary(path: &Path, report: &RunReport, exit: Exit) -> Result<()> {
     write_json(path, &summary)
 }
 
+/// Refuses a file for a summary that could not be written at the end of a long run.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let was_there = path.exists();
+    let open = || {
+        std::fs::OpenOptions::new().append(true).create(true).open(path)?;
+        if was_there { Ok(()) } else { std::fs::remove_file(path) }
+    };
+    open().with_context(|| format!("cannot write summary {}", path.display()))
+}
+
 /// Writes one JSON object and a line end.
 pub(crate) fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     let write = || {
@@ -195,6 +210,7 @@ fn merge(args: RunArgs) -> Result<RunOptions> {
         disk: several(flags.disk, file.disk),
         snapshot: flags.snapshot.or(file.snapshot),
         mem: flags.mem.or(file.mem),
+        smp: flags.smp.or(file.smp),
         net: several(flags.net, file.net),
         clock: flags.clock.or(file.clock),
         seed: flags.seed.or(file.seed),
@@ -255,6 +271,12 @@ fn check(options: RunOptions) -> Result<RunConfig> {
     let mem = options.mem.unwrap_or(RAM_MIB_DEFAULT);
     if mem == 0 || mem > RAM_MIB_MAX {
         return Err(usage(format!("--mem {mem}: a VM has from 1 to {RAM_MIB_MAX} MiB of RAM")));
+    }
+    if let Some(count) = options.smp.filter(|count| *count != 1) {
+        return Err(usage(format!(
+            "--smp {count}: a VM has one virtual CPU; with more, their order of access to memory \
+             would have to be recorded too, which Lockstep does not do"
+        )));
     }
     let snapshot = options.snapshot == Some(true);
     let disks: Vec<DiskSpec> = options
@@ -394,6 +416,7 @@ mod tests {
         for (flags, word) in [
             (&["--mem", "1"][..], "--kernel"),
             (&["--kernel", "k", "--mem", "0"], "MiB"),
+            (&["--kernel", "k", "--smp", "2"], "one virtual CPU"),
             (&["--kernel", "k", "--backup", "b:1"], "--arbiter"),
             (&["--kernel", "k", "--backup", "b:1", "--arbiter", "a:1"], "--key"),
             (&["--kernel", "k", "--arbiter", "a"], "HOST:PORT"),

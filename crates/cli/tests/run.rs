@@ -301,6 +301,7 @@ fn status_console_and_power_find_a_vm_by_its_name() {
     common::check_fails(7, &["web"], &["power", "off", "web", "--run-dir", &run_dir]);
 }
 
+/// behaviour 12, among others
 #[test]
 fn what_cannot_be_booted_gets_one_clear_line() {
     let folder = Folder::new("bad");
@@ -320,7 +321,21 @@ fn what_cannot_be_booted_gets_one_clear_line() {
     let disk = folder.path("disk");
     sparse(&disk, 1000);
     check(1, &["disk", &disk], &["--kernel", &kernel, "--disk", &disk]);
+    let empty = folder.file("empty", b"");
+    check(1, &["disk", &empty, "is empty"], &["--kernel", &kernel, "--disk", &empty]);
+    check(1, &["kernel", "0 bytes"], &["--kernel", &empty]);
+    check(1, &["disk", "directory"], &["--kernel", &kernel, "--disk", "/tmp"]);
+    check(1, &["disk", "neither a file"], &["--kernel", &kernel, "--disk", "/dev/null"]);
+    check(1, &["kernel", "device"], &["--kernel", "/dev/zero"]);
+    check(1, &["initrd", "device"], &["--kernel", &kernel, "--initrd", "/dev/zero"]);
+    check(1, &["initrd", "directory"], &["--kernel", &kernel, "--initrd", "/tmp"]);
+    // Before the run, not after it.
+    let summary = folder.path("gone/summary");
+    check(1, &["summary", &summary], &["--kernel", &kernel, "--json-to", &summary]);
     check(1, &["nosuch0"], &["--kernel", &kernel, "--net", "packet:nosuch0"]);
+    check(2, &["--smp 2", "one virtual CPU"], &["--kernel", &kernel, "--smp", "2"]);
+    let two = folder.file("two.toml", format!("kernel = '{kernel}'\ncpus = 2\n").as_bytes());
+    check(2, &["one virtual CPU"], &[&two]);
     check(2, &["network"], &["--kernel", &kernel, "--net", "user"]);
     let long = "a".repeat(70_000);
     check(1, &["command line"], &["--kernel", &kernel, "--append", &long]);

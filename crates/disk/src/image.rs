@@ -18,6 +18,7 @@ use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::backend::SECTOR_SIZE;
+use crate::qcow2;
 use crate::storage::{Storage, write_zeroes_slowly};
 
 /// How a disk's bytes lie in its file.
@@ -82,6 +83,12 @@ pub enum ImageError {
         /// The file.
         path: PathBuf,
     },
+    /// There is nothing in it.
+    #[error("disk image {path} is empty")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
     /// The size cannot be a disk's.
     #[error("disk image {path} has {size} bytes, which is not a whole number of 512-byte sectors")]
     Size {
@@ -120,7 +127,10 @@ pub fn open_image(path: &Path, options: ImageOptions) -> Result<Box<dyn Storage>
         Format::Qcow2 => Box::new(Qcow2Image::open(path, file, options.read_only).map_err(failed)?),
     };
     let size = storage.size();
-    if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
+    if size == 0 {
+        return Err(ImageError::Empty { path: path.to_owned() });
+    }
+    if !size.is_multiple_of(SECTOR_SIZE) {
         return Err(ImageError::Size { path: path.to_owned(), size });
     }
     Ok(storage)
@@ -250,6 +260,10 @@ impl Qcow2Image {
     fn open(path: &Path, lock: File, read_only: bool) -> io::Result<Qcow2Image> {
         // A relative name would make relative backing files relative to nothing.
         let path = fs::canonicalize(path)?;
+        if !read_only {
+            let len = (&lock).seek(SeekFrom::End(0))?;
+            qcow2::check(&lock, len)?;
+        }
         let image = Qcow2::<imago::file::File>::builder_path(&path)
             .write(!read_only)
             .open(PermissiveImplicitOpenGate::default())?;
@@ -380,7 +394,7 @@ mod tests {
 
     #[test]
     fn sizes_that_no_disk_has_are_named() {
-        for size in [0, 100, 513] {
+        for size in [100, 513] {
             let (_dir, path) = raw(size);
             let error = open_image(&path, ImageOptions::default()).err().unwrap();
             assert!(matches!(error, ImageError::Size { size: found, .. } if found == size));

@@ -16,6 +16,7 @@ pub mod nbd;
 mod net;
 pub mod open;
 pub mod overlay;
+mod qcow2;
 pub mod server;
 pub mod stamp;
 mod state;

@@ -1,7 +1,9 @@
 //! `lockstep run`: powers a VM on and runs it, alone or as the primary of a pair.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::TcpListener;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -282,14 +284,17 @@ pub(crate) fn listen(addr: std::net::SocketAddr) -> Result<TcpListener, RunError
 
 fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, RunError> {
     let failed = |source| RunError::Read { what, path: path.to_owned(), source };
-    let found = std::fs::metadata(path).map_err(failed)?;
-    if found.is_dir() {
-        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    let file = File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.file_type().is_char_device() {
+        return Err(failed(io::Error::other("it is a device, which has no end")));
     }
-    if found.len() > FILE_LEN_MAX {
+    // A pipe does not say how much will come.
+    let mut bytes = Vec::new();
+    file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > FILE_LEN_MAX {
         return Err(failed(io::ErrorKind::FileTooLarge.into()));
     }
-    std::fs::read(path).map_err(failed)
+    Ok(bytes)
 }
 
 fn record(path: &Path, machine: &Machine) -> Result<Recording, RecordingError> {
