@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
+use common::script::{DATA, DESC, RNG, Script, USED, WRITE};
 use common::{Folder, Process, echo_kernel, finish, lockstep, sparse};
 
 fn kernel(folder: &Folder) -> String {
@@ -211,6 +212,37 @@ fn the_virtual_clock_repeats_a_run_bit_for_bit() {
     let first = run("7");
     assert!(first == run("7"));
     assert!(first != run("8"), "the seed counts");
+}
+
+/// behaviour 21
+#[test]
+fn a_guest_gets_other_random_bytes_each_time_it_asks() {
+    let mut script = Script::default();
+    for _ in 0..2 {
+        script.start(RNG, 0);
+        script.desc(DESC, 0, [DATA, 0], 16, WRITE);
+        script.offer(RNG, 0, 0, 1);
+        script.wait(USED);
+        (0..4).for_each(|word| script.look(DATA + word * 4));
+    }
+    let folder = Folder::new("random");
+    let (kernel, run_dir) = (folder.file("kernel", &script.kernel().0), folder.path("run"));
+    let run = |flags: &[&str]| -> Vec<String> {
+        let args = ["run", "--kernel", &kernel, "--run-dir", &run_dir, "--debug-exit"];
+        let (code, output, errors) = finish(&[&args[..], flags].concat());
+        assert_eq!(code, 43, "{errors}");
+        let bytes: Vec<&str> = output.lines().skip(1).collect();
+        let (first, second) = (&bytes[..4], &bytes[5..]);
+        [first, second].map(|words| words.concat()).to_vec()
+    };
+    let found = [run(&[]), run(&[])].concat();
+    for (index, bytes) in found.iter().enumerate() {
+        assert_eq!(bytes.len(), 32);
+        assert!(!found[..index].contains(bytes), "{found:?}");
+    }
+    // Only where runs have to repeat are they the same ones.
+    let again = || run(&["--clock", "virtual", "--seed", "1"]);
+    assert_eq!(again(), again());
 }
 
 /// However long the host takes for the disk's requests, they take no guest time.

@@ -177,6 +177,9 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     if let Some(listener) = tcp {
         desk.serve_tcp(listener, config.site.security.clone(), false)?;
     }
+    // From here on the terminal's modes have to be put back.
+    let signal_post = post.clone();
+    host::signals::on_end_signal(move |_| signal_post.put(Event::EndSignal))?;
     let terminal = Terminal::attach(&hubs[0], &mailbox, &post)?;
     let rng = (config.clock == ClockMode::Virtual).then(|| SeededRng::new(config.seed));
     let serial = hubs[0].clone();
@@ -233,7 +236,6 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     if config.protection.as_ref().is_some_and(|protection| !protection.backups.is_empty()) {
         shell.pair_at_power_on();
     }
-    host::signals::on_end_signal(move |_| post.put(Event::EndSignal))?;
     let outcome = shell.run();
     terminal.detach(outcome.ended != Ended::Stopped);
     drop(socket);

@@ -1,6 +1,8 @@
 //! Runs the real binary, with a test kernel that fits into this file.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod script;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
