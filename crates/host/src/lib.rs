@@ -10,6 +10,7 @@ pub mod link;
 pub mod offload;
 pub mod signals;
 pub mod stream;
+pub mod tcp;
 pub mod terminal;
 mod wake;
 

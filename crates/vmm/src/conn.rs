@@ -197,6 +197,18 @@ impl Conn {
         self.peer
     }
 
+    /// Breaks the connection, from now on, when the other end's host went away without a word. For
+    /// those who watch it in no other way.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn notice_dead_host(&self) -> io::Result<()> {
+        match &self.socket {
+            Socket::Tcp(stream) => host::tcp::notice_dead_host(stream),
+            Socket::Unix(_) => Ok(()),
+        }
+    }
+
     /// The key that both ends derived for the heartbeats that belong to this connection.
     #[must_use]
     pub fn heartbeat_key(&self) -> [u8; 32] {

@@ -314,6 +314,7 @@ impl Client {
     /// Speaks the control protocol on `conn`. `wake` interrupts [`Client::hear`].
     #[must_use]
     pub fn new(conn: Conn, wake: Arc<Wake>) -> Client {
+        let _ = conn.notice_dead_host(); // without it, that takes as long as TCP takes
         Client { conn, wake, read: Vec::new() }
     }
 
