@@ -25,6 +25,7 @@ impl Site {
             detection_ms: self.detection_ms,
             append,
             run_flags: Vec::new(),
+            detours: Default::default(),
         })
     }
 

@@ -6,7 +6,7 @@
 //!   [primary] guest0   [backup] guest0                where each host's VM sends and receives
 //!        \   chan (bridge)   /                        logging channel: CHANNEL_ADDRS
 //!         \                 /
-//!          service (bridge)                           disk server and arbiter: SERVICE_ADDRS
+//!          service (bridge, RELAY_ADDR)               disk server and arbiter: SERVICE_ADDRS
 //!                 |
 //!              [disk]
 //! ```
@@ -34,6 +34,10 @@ pub const CHANNEL_ADDRS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 79, 0, 1), Ipv4Addr:
 /// Addresses on the service network, by [`Host`]: primary, backup, disk, /24.
 pub const SERVICE_ADDRS: [Ipv4Addr; 3] =
     [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2), Ipv4Addr::new(10, 77, 0, 3)];
+/// The lab's own address on the service network, where relays listen, /24.
+pub(crate) const RELAY_ADDR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
+/// The lab's own MAC address on the service network.
+const RELAY_MAC: &str = "02:4c:53:00:00:fe";
 
 /// Set in the process that runs inside the lab's namespaces.
 const INSIDE: &str = "LOCKSTEP_LAB_INSIDE";
@@ -150,8 +154,12 @@ impl Lab {
         }
         // A bridge without an address of its own takes one of its ports', and changes it with them; the
         // guest would lose the client whenever a cable is unplugged.
-        ip(&format!("link set lan address {CLIENT_MAC}"))?;
-        ip(&format!("addr add {CLIENT_ADDR}/24 dev lan"))?;
+        for (bridge, mac, addr) in
+            [("lan", CLIENT_MAC, CLIENT_ADDR), ("service", RELAY_MAC, RELAY_ADDR)]
+        {
+            ip(&format!("link set {bridge} address {mac}"))?;
+            ip(&format!("addr add {addr}/24 dev {bridge}"))?;
+        }
         for host in Host::ALL {
             let name = host.namespace();
             ip(&format!("netns add {name}"))?;

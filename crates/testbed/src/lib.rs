@@ -10,6 +10,7 @@ pub mod clients;
 mod lab;
 pub mod pair;
 mod process;
+pub mod relay;
 mod terminal;
 pub mod witness;
 

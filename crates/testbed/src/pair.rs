@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use serde::Deserialize;
 use crate::lab::{CHANNEL_ADDRS, CLIENT_ADDR, GUEST_ADDR, Host, Lab, SERVICE_ADDRS};
 use crate::process::Process;
 
-/// Port of the disk server and arbiter.
-const DISK_PORT: u16 = 7000;
+/// The disk server and arbiter.
+pub const DISK_SERVER: SocketAddrV4 = SocketAddrV4::new(SERVICE_ADDRS[Host::Disk as usize], 7000);
 /// Port of a side, for the channel, heartbeats, status and console.
 const SIDE_PORT: u16 = 7100;
 /// How long anything may take that is not the guest's boot.
@@ -35,6 +35,17 @@ pub struct PairConfig {
     pub append: Option<String>,
     /// More flags for `lockstep run`.
     pub run_flags: Vec<String>,
+    /// How each side reaches the disk server, by [`Host`].
+    pub detours: [Detour; 2],
+}
+
+/// Where a side finds the disk and the arbiter, if not at the disk server's own address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Detour {
+    /// The disk.
+    pub disk: Option<SocketAddrV4>,
+    /// The arbiter.
+    pub arbiter: Option<SocketAddrV4>,
 }
 
 /// Something that happened to a side, from its event file.
@@ -100,8 +111,20 @@ impl<'lab> Pair<'lab> {
     /// # Errors
     /// With what went wrong and what the processes wrote.
     pub fn start(lab: &'lab Lab, config: PairConfig) -> Result<Pair<'lab>, String> {
+        let mut pair = Pair::prepare(lab, config)?;
+        pair.start_backup(Host::B)?;
+        pair.start_primary(Host::A)?;
+        pair.wait_for_event(Host::A, "protected", STEP_TIMEOUT)?;
+        Ok(pair)
+    }
+
+    /// Starts the disk server, with a fresh copy of the image's disk.
+    ///
+    /// # Errors
+    /// With what went wrong and what the process wrote.
+    pub fn prepare(lab: &'lab Lab, config: PairConfig) -> Result<Pair<'lab>, String> {
         let text = |error: io::Error| error.to_string();
-        let export = config.work.join("disk.img");
+        let export = disk_image(&config);
         // The copy is sparse where the image is.
         let status = Command::new("cp")
             .args(["--sparse=always", "--reflink=auto"])
@@ -117,12 +140,7 @@ impl<'lab> Pair<'lab> {
             return Err(format!("cannot make a key: {status}"));
         }
         let disk = start_disk(lab, &config)?;
-        let (sides, starts) = ([None, None], [0, 0]);
-        let mut pair = Pair { lab, config, disk, sides, starts };
-        pair.start_backup(Host::B)?;
-        pair.start_primary(Host::A)?;
-        pair.wait_for_event(Host::A, "protected", STEP_TIMEOUT)?;
-        Ok(pair)
+        Ok(Pair { lab, config, disk, sides: [None, None], starts: [0, 0] })
     }
 
     /// The process on `host`.
@@ -141,6 +159,10 @@ impl<'lab> Pair<'lab> {
         let mut command = self.command(host);
         command.arg("backup").args(["--backup", &side_addr(other(host))]);
         command.args(["--net", &format!("packet:{}", self.lab.guest_interface())]);
+        if self.config.detours != <[Detour; 2]>::default() {
+            // What the primary says is its own way.
+            command.args(["--disk", &self.disk_url(host), "--arbiter", &self.arbiter_addr(host)]);
+        }
         self.start_side(host, "backup", command)?;
         let side = self.side(host);
         side.wait_for("waiting for a primary", STEP_TIMEOUT)
@@ -162,12 +184,39 @@ impl<'lab> Pair<'lab> {
         command.arg("--initrd").arg(image.join("initrd.img"));
         command.args(["--append", &settings.append_with_network()]);
         command.args(["--mem", &settings.mem.to_string()]);
-        command.args(["--disk", &format!("nbd://{}/vm", disk_addr())]);
+        command.args(["--disk", &self.disk_url(host)]);
         command.args(["--net", &format!("packet:{}", self.lab.guest_interface())]);
-        command.args(["--backup", &side_addr(other(host)), "--arbiter", &disk_addr()]);
+        command.args(["--backup", &side_addr(other(host)), "--arbiter", &self.arbiter_addr(host)]);
         command.args(["--detection-ms", &self.config.detection_ms.to_string()]);
         command.args(&self.config.run_flags);
         self.start_side(host, "primary", command)
+    }
+
+    /// The VM's console, from `host`: [`Process::type_line`] types, wherever the VM is.
+    ///
+    /// # Errors
+    /// If it does not connect.
+    pub fn console(&self, host: Host) -> Result<Process, String> {
+        let mut command = self.command(host);
+        command.args(["console", "vm"]).stdin(Stdio::piped());
+        let mut console = Process::start("console", command).map_err(|error| error.to_string())?;
+        console.wait_for("connected to VM", STEP_TIMEOUT)?;
+        Ok(console)
+    }
+
+    /// The file that the disk server exports as the VM's disk.
+    #[must_use]
+    pub fn disk_image(&self) -> PathBuf {
+        disk_image(&self.config)
+    }
+
+    fn disk_url(&self, host: Host) -> String {
+        let detour = self.config.detours[host as usize].disk;
+        format!("nbd://{}/vm", detour.unwrap_or(DISK_SERVER))
+    }
+
+    fn arbiter_addr(&self, host: Host) -> String {
+        self.config.detours[host as usize].arbiter.unwrap_or(DISK_SERVER).to_string()
     }
 
     /// Starts the disk server again after it was ended.
@@ -264,24 +313,20 @@ impl<'lab> Pair<'lab> {
 
 fn start_disk(lab: &Lab, config: &PairConfig) -> Result<Process, String> {
     let mut command = lab.command(Host::Disk, config.lockstep.to_str().expect("a text path"));
-    command.args(["disk", "--listen", &disk_addr()]);
-    command.arg("--export").arg(format!("vm={}", config.work.join("disk.img").display()));
+    command.args(["disk", "--listen", &DISK_SERVER.to_string()]);
+    command.arg("--export").arg(format!("vm={}", disk_image(config).display()));
     command.arg("--state").arg(config.work.join("state"));
     let mut disk = Process::start("disk server", command).map_err(|error| error.to_string())?;
     disk.wait_for("serving at", STEP_TIMEOUT)?;
     Ok(disk)
 }
 
-fn disk_addr() -> String {
-    at(SERVICE_ADDRS[Host::Disk as usize], DISK_PORT)
+fn disk_image(config: &PairConfig) -> PathBuf {
+    config.work.join("disk.img")
 }
 
 fn side_addr(host: Host) -> String {
-    at(CHANNEL_ADDRS[host as usize], SIDE_PORT)
-}
-
-fn at(addr: Ipv4Addr, port: u16) -> String {
-    format!("{addr}:{port}")
+    SocketAddrV4::new(CHANNEL_ADDRS[host as usize], SIDE_PORT).to_string()
 }
 
 /// Waits until the guest's redis answers.

@@ -1,9 +1,10 @@
 //! Runs the real `lockstep` processes on a lab of network namespaces: the demo, failovers at random
-//! moments, split brain. `cargo xtask demo` and `cargo xtask soak` call it; so does whoever wants to
+//! moments, split brain, power-on. `cargo xtask demo` and `cargo xtask soak` call it; so does whoever wants to
 //! see one run.
 
 mod demo;
 mod kill;
+mod power;
 mod replay;
 mod rolling;
 mod split;
@@ -81,11 +82,12 @@ enum Trial {
         #[arg(long, hide = true)]
         share: Option<replay::Share>,
     },
-    /// Cuts links between hosts and arbiter and looks who goes live.
+    /// Cuts links between hosts and arbiter, holds and loses what is on its way, starts a VM twice, and
+    /// looks who goes live and what is on the disk.
     Split {
-        /// Only this case, counted from 0.
-        #[arg(long)]
-        case: Option<usize>,
+        /// Only these cases, counted from 0.
+        #[arg(long, value_delimiter = ',')]
+        case: Vec<usize>,
     },
 }
 
@@ -127,6 +129,7 @@ fn run() -> Result<ExitCode> {
         detection_ms: cli.site.detection_ms,
         append: None,
         run_flags: Vec::new(),
+        detours: Default::default(),
     };
     let outcome = match cli.trial {
         Trial::Demo { json } => demo::run(&lab, config, json),
@@ -138,7 +141,7 @@ fn run() -> Result<ExitCode> {
             let share = share.unwrap_or(replay::Share::ALL);
             replay::run(&lab, &config, share, (recordings, seconds, seed))
         }
-        Trial::Split { case } => split::run(&lab, &config, case),
+        Trial::Split { case } => split::run(&lab, &config, &case),
     };
     match &outcome {
         Ok(()) => std::fs::remove_dir_all(&work).context("cannot remove the work folder")?,

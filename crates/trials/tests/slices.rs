@@ -61,8 +61,29 @@ fn one_set_of_connections_outlives_host_after_host() {
 /// behaviours 55, 56, 57, 58, 59, 60, 61, 63, 158.
 #[test]
 fn split_pairs_have_one_owner() {
-    let stdout = trial(&["split"]);
+    let stdout = trial(&["split", "--case", "0,1,2,3"]);
     assert!(stdout.contains("4 split-brain cases"), "{stdout}");
+}
+
+/// behaviours 52, 61, 114, 150, 157: a deposed primary's writes arrive when the new owner has gone on.
+#[test]
+fn writes_of_a_deposed_primary_that_were_on_their_way_are_refused() {
+    let stdout = trial(&["split", "--case", "4"]);
+    assert!(stdout.contains("1 split-brain cases"), "{stdout}");
+}
+
+/// behaviours 53, 55, 149.
+#[test]
+fn a_claim_whose_answer_is_lost_is_repeated_and_won() {
+    let stdout = trial(&["split", "--case", "5"]);
+    assert!(stdout.contains("1 split-brain cases"), "{stdout}");
+}
+
+/// behaviour 152.
+#[test]
+fn power_on_is_refused_beside_a_copy_that_runs_is_stopped_or_is_cut_off() {
+    let stdout = trial(&["split", "--case", "6"]);
+    assert!(stdout.contains("1 split-brain cases"), "{stdout}");
 }
 
 /// behaviours 13, 14, 15, 17, 18, 19, 20, 26, 68.
