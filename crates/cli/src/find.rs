@@ -1,6 +1,7 @@
 //! Finding the process that owns a VM: here, where its last process here left word of, at the hosts
 //! that were named, and where the arbiter says.
 
+use std::cell::RefCell;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,6 +61,8 @@ pub(crate) struct Found {
 pub(crate) struct Finder {
     args: FindArgs,
     security: Option<Security>,
+    /// The hosts that the user named and that were not complained about yet.
+    named: RefCell<Vec<String>>,
 }
 
 impl Finder {
@@ -68,7 +71,8 @@ impl Finder {
         if let Some(arbiter) = &args.arbiter {
             check_address("--arbiter", arbiter)?;
         }
-        Ok(Finder { security: args.site.security()?, args: args.clone() })
+        let named = RefCell::new(args.host.clone());
+        Ok(Finder { security: args.site.security()?, args: args.clone(), named })
     }
 
     /// Looks at these addresses too from now on.
@@ -149,7 +153,7 @@ impl Finder {
             let status = match self.status(&place, vm) {
                 Ok(status) => status,
                 Err(error) => {
-                    log::debug!("{place}: {error:#}");
+                    self.complain(&place, &error);
                     continue;
                 }
             };
@@ -168,6 +172,18 @@ impl Finder {
             }
         }
         found
+    }
+
+    /// A host that the user named should have answered; once is enough.
+    fn complain(&self, place: &Place, error: &anyhow::Error) {
+        let mut named = self.named.borrow_mut();
+        let known = named.len();
+        named.retain(|host| !matches!(place, Place::There(addr) if addr == host));
+        if named.len() < known {
+            log::warn!("{place} gives no answer: {error:#}");
+        } else {
+            log::debug!("{place}: {error:#}");
+        }
     }
 
     /// The process that runs `vm`.

@@ -1,4 +1,4 @@
-//! Socket options that every connection of a disk gets.
+//! What every connection of a disk has in common: socket options, and words for how it fails.
 
 use std::io;
 use std::net::TcpStream;
@@ -21,4 +21,14 @@ pub(crate) fn prepare(stream: &TcpStream, timeout: Duration) -> io::Result<()> {
     sockopt::set_tcp_keepcnt(stream, 3)?;
     sockopt::set_tcp_user_timeout(stream, DEAD_AFTER.as_millis() as u32)?;
     Ok(())
+}
+
+/// What a peer did, in words, where the system's own would be puzzling.
+pub(crate) fn in_words(error: io::Error) -> io::Error {
+    let words = match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it does not answer in time",
+        io::ErrorKind::UnexpectedEof => "it closed the connection",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), words)
 }

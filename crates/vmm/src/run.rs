@@ -248,7 +248,8 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
 }
 
 /// What has to be equal on both sides, beside the configuration, which travels with the machine.
-pub(crate) fn machine_kind() -> Digest {
+#[must_use]
+pub fn machine_kind() -> Digest {
     let version = env!("CARGO_PKG_VERSION");
     Digest::of(format!("lockstep {version} x86-64-v2 {:?}", replay::format::PREAMBLE).as_bytes())
 }

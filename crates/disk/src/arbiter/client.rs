@@ -12,6 +12,7 @@ use ft::arbiter::{Answer, Request};
 
 use super::wire::{Call, Numbered, Reply, VmStatus, read_frame, write_frame};
 use crate::nbd::dial::{DialError, dial};
+use crate::net;
 
 /// Why an arbiter did not answer. Whether it heard the question is not known, so the same one is
 /// asked again; every question may be asked twice.
@@ -145,6 +146,7 @@ impl ArbiterClient {
         let stream = dial(&self.server, self.timeout)?.into_arbiter()?;
         let reply = self
             .exchange(stream, call)
+            .map_err(net::in_words)
             .map_err(|source| ArbiterError::Io { server: self.server.clone(), source })?;
         self.judge(reply)
     }

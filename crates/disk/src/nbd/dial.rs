@@ -149,7 +149,7 @@ pub(crate) struct Attached {
 /// Connects to `server` and shakes hands.
 pub(crate) fn dial(server: &str, timeout: Duration) -> Result<Dialled, DialError> {
     let failed = |source| DialError::Io { server: server.to_owned(), source };
-    let stream = connect(server, timeout).map_err(failed)?;
+    let stream = connect(server, timeout).map_err(net::in_words).map_err(failed)?;
     net::prepare(&stream, timeout).map_err(failed)?;
     let mut dialled = Dialled { stream, server: server.to_owned() };
     dialled.greet()?;
@@ -169,7 +169,7 @@ fn connect(server: &str, timeout: Duration) -> io::Result<TcpStream> {
 
 impl Dialled {
     fn io(&self, source: io::Error) -> DialError {
-        DialError::Io { server: self.server.clone(), source }
+        DialError::Io { server: self.server.clone(), source: net::in_words(source) }
     }
 
     fn nonsense(&self, what: &'static str) -> DialError {
