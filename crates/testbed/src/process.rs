@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +16,11 @@ pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
     output: Arc<Mutex<Vec<u8>>>,
+    collectors: [JoinHandle<()>; 2],
 }
+
+/// How long output may be under way after its writer's end.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
 impl Process {
     /// Starts `command`; `name` is for messages. Standard output and error are collected. If the
@@ -29,10 +33,10 @@ impl Process {
         let output = Arc::new(Mutex::new(Vec::new()));
         let stdout = child.stdout.take().expect("it was asked to be piped");
         let stderr = child.stderr.take().expect("it was asked to be piped");
-        collect(stdout, Arc::clone(&output));
-        collect(stderr, Arc::clone(&output));
+        let collectors =
+            [collect(stdout, Arc::clone(&output)), collect(stderr, Arc::clone(&output))];
         let stdin = child.stdin.take();
-        Ok(Process { name: name.to_owned(), child, stdin, output })
+        Ok(Process { name: name.to_owned(), child, stdin, output, collectors })
     }
 
     /// Writes a line to its standard input.
@@ -68,6 +72,9 @@ impl Process {
         let deadline = Instant::now() + timeout;
         loop {
             let ended = self.child.try_wait().map_err(|error| error.to_string())?;
+            if ended.is_some() {
+                self.wait_for_last_output();
+            }
             if self.output().contains(text) {
                 return Ok(());
             }
@@ -94,13 +101,22 @@ impl Process {
         send(&self.child, signal)
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and for its last words.
     ///
     /// # Errors
     /// With its output, if it does not end in time.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, String> {
-        wait_for_end(&mut self.child, timeout)?
-            .ok_or_else(|| format!("{} does not end; it wrote:\n{}", self.name, self.output()))
+        let status = wait_for_end(&mut self.child, timeout)?
+            .ok_or_else(|| format!("{} does not end; it wrote:\n{}", self.name, self.output()))?;
+        self.wait_for_last_output();
+        Ok(status)
+    }
+
+    fn wait_for_last_output(&self) {
+        let deadline = Instant::now() + LAST_OUTPUT;
+        while !self.collectors.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Ends it with SIGKILL and waits for it.
@@ -116,14 +132,14 @@ impl Drop for Process {
     }
 }
 
-fn collect(source: impl io::Read + Send + 'static, output: Arc<Mutex<Vec<u8>>>) {
+fn collect(source: impl io::Read + Send + 'static, output: Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut source = BufReader::new(source);
         let mut line = Vec::new();
         while let Ok(1..) = source.read_until(b'\n', &mut line) {
             output.lock().expect("nobody panics while holding it").append(&mut line);
         }
-    });
+    })
 }
 
 /// Sends a signal to a child that nobody has waited for.
