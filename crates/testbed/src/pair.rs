@@ -1,8 +1,8 @@
 //! A protected VM on the lab's three hosts, made of the real `lockstep` processes.
 
 use std::fs;
-use std::io;
-use std::net::SocketAddrV4;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -329,20 +329,30 @@ fn side_addr(host: Host) -> String {
     SocketAddrV4::new(CHANNEL_ADDRS[host as usize], SIDE_PORT).to_string()
 }
 
-/// Waits until the guest's redis answers.
+/// Waits until the guest's redis answers, with all its data loaded.
 ///
 /// # Errors
 /// If it does not in `timeout`.
 pub fn wait_for_redis(timeout: Duration) -> Result<(), String> {
     let deadline = Instant::now() + timeout;
-    let addr = (GUEST_ADDR, 6379).into();
-    while std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(300)).is_err() {
+    while !redis_is_ready().unwrap_or(false) {
         if Instant::now() > deadline {
             return Err(format!("the guest's redis does not answer within {timeout:?}"));
         }
         thread::sleep(Duration::from_millis(100));
     }
     Ok(())
+}
+
+fn redis_is_ready() -> io::Result<bool> {
+    const READY: &[u8; 7] = b"+PONG\r\n";
+    let addr = (GUEST_ADDR, 6379).into();
+    let mut stream = TcpStream::connect_timeout(&addr, Duration::from_millis(300))?;
+    stream.set_read_timeout(Some(STEP_TIMEOUT))?;
+    stream.write_all(b"PING\r\n")?;
+    let mut answer = [0; READY.len()];
+    stream.read_exact(&mut answer)?;
+    Ok(answer == *READY)
 }
 
 /// A fresh folder for a run's files, by process id.
