@@ -190,15 +190,23 @@ fn console_stays_whole_when_the_primary_is_killed() {
     assert!(replayed < 5, "the log was executed before the machine went live");
 }
 
-/// behaviours 48, 82
+/// behaviours 48, 82; 83: the machine's state is copied once for each backup
 #[test]
 fn primary_goes_on_when_its_backup_is_killed_and_takes_a_new_one() {
     let mut pair = Pair::new("alone");
+    let copies = |pair: &Pair| {
+        let events = pair.events("events-a");
+        events.iter().filter(|event| *event == "snapshot").count()
+    };
+    pair.primary.type_bytes(b"R");
+    pair.primary.wait_for_output("hello\nRhello\n");
+    assert_eq!(copies(&pair), 1);
     pair.backup.kill();
     pair.primary.type_bytes(b"on");
     pair.primary.wait_for_output("hello\non");
     let status = pair.wait_for_role(pair.primary_addr, "solo");
     assert_eq!(status["state"], "needSecondary");
+    assert_eq!(copies(&pair), 1);
     pair.backup = start_backup(&pair.folder, pair.backup_addr);
     pair.wait_for_role(pair.primary_addr, "primary");
     wait_until("protection", || {
@@ -207,8 +215,10 @@ fn primary_goes_on_when_its_backup_is_killed_and_takes_a_new_one() {
     // The new backup is as good as the first one was.
     pair.primary.type_bytes(b"+");
     pair.primary.wait_for_output("on+");
+    assert_eq!(copies(&pair), 2);
     pair.primary.kill();
     pair.wait_for_role(pair.backup_addr, "solo");
+    assert!(!pair.events("events-b").contains(&"snapshot".to_owned()));
     let mut console = pair.console();
     console.type_bytes(b"!");
     console.wait_for_output("!");
