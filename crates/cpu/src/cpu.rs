@@ -184,6 +184,7 @@ impl Cpu {
     /// Forgets every decoded block and every translation. The guest cannot tell.
     pub fn drop_caches(&mut self) {
         self.code.clear();
+        self.tlb.code_generation += 1;
         self.flush_tlb();
     }
 

@@ -12,7 +12,7 @@ use crate::{Cpu, Env, Op};
 pub(crate) const INSTRUCTION_BYTES_MAX: usize = 15;
 
 /// A CPU without BMI1, LZCNT, CET and MPX runs their encodings as what they were before.
-const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC
+pub const DECODER_OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC
     | DecoderOptions::NO_MPFX_0FBD
     | DecoderOptions::NO_WBNOINVD
     | DecoderOptions::FORCE_RESERVED_NOP;
@@ -74,7 +74,7 @@ pub(crate) enum Ends {
 pub(crate) fn decode(bytes: &[u8], mode_key: u32, offset: u64) -> Decoded {
     let size = mode_key & 3;
     let bits = 16 << size;
-    let mut decoder = Decoder::with_ip(bits, bytes, 0, OPTIONS);
+    let mut decoder = Decoder::with_ip(bits, bytes, 0, DECODER_OPTIONS);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         let is_cut = decoder.last_error() == DecoderError::NoMoreBytes;
@@ -98,7 +98,7 @@ fn is_too_long(bytes: &[u8], bits: u32) -> bool {
     if bytes.len() < INSTRUCTION_BYTES_MAX || prefixes == 0 {
         return false;
     }
-    let mut decoder = Decoder::with_ip(bits, &bytes[prefixes..], 0, OPTIONS);
+    let mut decoder = Decoder::with_ip(bits, &bytes[prefixes..], 0, DECODER_OPTIONS);
     decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
 }
 

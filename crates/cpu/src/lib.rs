@@ -11,6 +11,7 @@ mod bus;
 mod code;
 mod cpu;
 mod decode;
+mod engine;
 mod event;
 mod flags;
 pub mod forms;
@@ -31,6 +32,8 @@ mod xsave;
 
 pub use bus::{Bus, NoBus};
 pub use cpu::{Cpu, CpuStats};
+pub use decode::DECODER_OPTIONS;
+pub use engine::{CodePlace, Engine, Next};
 pub use flags::Flags;
 pub use op::{Env, Fault, Handler, Op};
 pub use run::CpuStop;

@@ -35,7 +35,7 @@ pub enum CpuStop {
 }
 
 /// What to do at a step boundary.
-enum Boundary {
+pub(crate) enum Boundary {
     /// Run instructions, at most so many.
     Go(u64),
     Stop(CpuStop),
@@ -158,10 +158,40 @@ impl Cpu {
         }
     }
 
+    /// Interprets one block, or only its first instruction.
+    pub(crate) fn interpret(
+        &mut self,
+        code: &mut CodeCache,
+        env: &mut Env<'_>,
+        budget: u64,
+        only_one: bool,
+    ) {
+        let linear = self.fetch_linear();
+        let run = match code.jump(linear, self.mode_key, self.tlb.code_epoch(linear)) {
+            Some(run) => run,
+            None => match self.find_block(code, env.mem, linear) {
+                Ok(run) => run,
+                Err(_) => return self.deliver_fault(env),
+            },
+        };
+        if !self.is_inside_code_segment(run.bytes) {
+            return self.run_at_segment_end(code, run, env);
+        }
+        self.rep_until = self.block_icount + budget;
+        let first = run.first as usize;
+        let ops = &code.ops[first..first + usize::from(run.len)];
+        match ops.first() {
+            Some(op) if only_one => {
+                self.run_ops(std::slice::from_ref(op), u16::from(op.len), 1, env);
+            }
+            _ => self.run_ops(ops, run.bytes, budget, env),
+        }
+    }
+
     /// Looks at everything that may have to happen before the next instruction.
     #[cold]
     #[inline(never)]
-    fn attend(&mut self, code: &mut CodeCache, env: &mut Env<'_>) -> Boundary {
+    pub(crate) fn attend(&mut self, code: &mut CodeCache, env: &mut Env<'_>) -> Boundary {
         if env.mem.has_watched_writes() {
             self.absorb_writes(env.mem);
         }

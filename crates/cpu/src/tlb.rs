@@ -40,6 +40,7 @@ const EXEC_ENTRIES: usize = EXEC_PAGES * 2 * BANKS;
 
 /// A translation of one page for data.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct TlbEntry {
     /// Linear address of the page if it may be read through this entry.
     pub(crate) read: u64,
@@ -97,6 +98,8 @@ pub(crate) struct Tlb {
     uses: PageUses,
     /// Writes to code that the code cache has not seen yet.
     pub(crate) code_writes: Vec<WatchedWrite>,
+    /// How often the marks on code were all forgotten.
+    pub(crate) code_generation: u64,
 }
 
 /// A tag that no address looked up at this index can match: it is that of a page with another index
@@ -129,12 +132,19 @@ impl Tlb {
             drops: 0,
             uses: PageUses::default(),
             code_writes: Vec::new(),
+            code_generation: 0,
         }
     }
 
     #[inline(always)]
     pub(crate) fn entry(&self, base: usize, linear: u64) -> TlbEntry {
         self.entries[index_of(base, linear)]
+    }
+
+    /// The entries of one view, for code that looks them up itself.
+    pub(crate) fn entries_from(&self, base: usize) -> *const u64 {
+        let view: *const TlbEntry = &self.entries[base & (ENTRIES - 1)];
+        view.cast()
     }
 
     pub(crate) fn base_of(&self, view: View, uncached: bool) -> usize {
@@ -380,6 +390,7 @@ impl Tlb {
     pub(crate) fn forget_all_code(&mut self) {
         self.uses.slab.iter_mut().for_each(|page_use| page_use.code_chunks = 0);
         self.code_writes.clear();
+        self.code_generation += 1;
         self.drop_links();
     }
 

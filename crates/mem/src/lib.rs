@@ -94,6 +94,13 @@ impl GuestMem {
         self.map.len()
     }
 
+    /// The host address of RAM offset 0. Whoever uses it answers for what [`GuestMem::load`] and
+    /// [`GuestMem::store`] check.
+    #[must_use]
+    pub fn host_base(&mut self) -> *mut u8 {
+        self.map.base()
+    }
+
     /// Number of RAM pages.
     #[must_use]
     pub fn page_count(&self) -> u64 {

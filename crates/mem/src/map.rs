@@ -40,6 +40,10 @@ impl Mapping {
         Ok(Mapping { base, len })
     }
 
+    pub(crate) fn base(&mut self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.len
     }

@@ -1,0 +1,276 @@
+//! A byte emitter for the few host instructions that translations need beside the guest's own.
+
+/// Host register numbers.
+pub(crate) mod reg {
+    pub(crate) const RAX: u8 = 0;
+    pub(crate) const RCX: u8 = 1;
+    pub(crate) const RDX: u8 = 2;
+    pub(crate) const RBX: u8 = 3;
+    pub(crate) const RSP: u8 = 4;
+    pub(crate) const RBP: u8 = 5;
+    pub(crate) const RSI: u8 = 6;
+    pub(crate) const RDI: u8 = 7;
+    pub(crate) const R8: u8 = 8;
+    pub(crate) const R9: u8 = 9;
+    pub(crate) const R10: u8 = 10;
+    pub(crate) const R11: u8 = 11;
+    pub(crate) const R12: u8 = 12;
+    pub(crate) const R13: u8 = 13;
+    pub(crate) const R14: u8 = 14;
+    pub(crate) const R15: u8 = 15;
+}
+
+/// An arithmetic operation by its number in the opcode map.
+#[derive(Clone, Copy)]
+pub(crate) enum Alu {
+    Add = 0,
+    Or = 1,
+    And = 4,
+    Sub = 5,
+    Xor = 6,
+    Cmp = 7,
+}
+
+/// Condition codes.
+pub(crate) mod cc {
+    pub(crate) const AE: u8 = 3;
+    pub(crate) const E: u8 = 4;
+    pub(crate) const NE: u8 = 5;
+    pub(crate) const A: u8 = 7;
+    pub(crate) const S: u8 = 8;
+}
+
+/// A place in the buffer whose branch distance is filled in later.
+#[derive(Clone, Copy)]
+pub(crate) struct Hole(pub(crate) usize);
+
+/// Machine code under construction, to be copied to `base`.
+pub(crate) struct Emitter {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) base: u64,
+}
+
+impl Emitter {
+    pub(crate) fn new(base: u64) -> Emitter {
+        Emitter { bytes: Vec::with_capacity(1024), base }
+    }
+
+    /// The address of what is emitted next.
+    pub(crate) fn here(&self) -> u64 {
+        self.base + self.bytes.len() as u64
+    }
+
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn imm32(&mut self, value: i32) {
+        self.raw(&value.to_le_bytes());
+    }
+
+    fn rex(&mut self, wide: bool, r: u8, x: u8, b: u8) {
+        let byte = 0x40 | u8::from(wide) << 3 | (r >> 3) << 2 | (x >> 3) << 1 | b >> 3;
+        if byte != 0x40 {
+            self.bytes.push(byte);
+        }
+    }
+
+    /// ModRM and SIB for `[base + disp]`.
+    fn modrm_mem(&mut self, r: u8, base: u8, disp: i32) {
+        let (r, low) = ((r & 7) << 3, base & 7);
+        let short = i8::try_from(disp).is_ok();
+        let mode = if disp == 0 && low != 5 { 0 } else if short { 0x40 } else { 0x80 };
+        self.bytes.push(mode | r | low);
+        if low == 4 {
+            self.bytes.push(0x24);
+        }
+        match mode {
+            0 => {}
+            0x40 => self.bytes.push(disp as u8),
+            _ => self.imm32(disp),
+        }
+    }
+
+    /// `mov dst, src`, 64 bits.
+    pub(crate) fn mov(&mut self, dst: u8, src: u8) {
+        self.rex(true, src, 0, dst);
+        self.raw(&[0x89, 0xc0 | (src & 7) << 3 | dst & 7]);
+    }
+
+    /// `mov dst32, src32`: clears the upper half.
+    pub(crate) fn mov32(&mut self, dst: u8, src: u8) {
+        self.rex(false, src, 0, dst);
+        self.raw(&[0x89, 0xc0 | (src & 7) << 3 | dst & 7]);
+    }
+
+    pub(crate) fn load(&mut self, dst: u8, base: u8, disp: i32) {
+        self.rex(true, dst, 0, base);
+        self.bytes.push(0x8b);
+        self.modrm_mem(dst, base, disp);
+    }
+
+    pub(crate) fn store(&mut self, base: u8, disp: i32, src: u8) {
+        self.rex(true, src, 0, base);
+        self.bytes.push(0x89);
+        self.modrm_mem(src, base, disp);
+    }
+
+    /// `mov dword [base + disp], value`.
+    pub(crate) fn store_imm32(&mut self, base: u8, disp: i32, value: u32) {
+        self.rex(false, 0, 0, base);
+        self.bytes.push(0xc7);
+        self.modrm_mem(0, base, disp);
+        self.imm32(value as i32);
+    }
+
+    /// `mov qword [base + disp], value`, sign-extended.
+    pub(crate) fn store_imm64(&mut self, base: u8, disp: i32, value: i32) {
+        self.rex(true, 0, 0, base);
+        self.bytes.push(0xc7);
+        self.modrm_mem(0, base, disp);
+        self.imm32(value);
+    }
+
+    pub(crate) fn mov_imm32(&mut self, dst: u8, value: u32) {
+        self.rex(false, 0, 0, dst);
+        self.bytes.push(0xb8 | dst & 7);
+        self.imm32(value as i32);
+    }
+
+    pub(crate) fn mov_imm64(&mut self, dst: u8, value: u64) {
+        self.rex(true, 0, 0, dst);
+        self.bytes.push(0xb8 | dst & 7);
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// `lea dst, [base + disp]`.
+    pub(crate) fn lea(&mut self, dst: u8, base: u8, disp: i32) {
+        self.rex(true, dst, 0, base);
+        self.bytes.push(0x8d);
+        self.modrm_mem(dst, base, disp);
+    }
+
+    /// `lea dst, [base + index << scale + disp]`; without a base if there is none.
+    pub(crate) fn lea_index(&mut self, dst: u8, base: Option<u8>, index: u8, scale: u8, disp: i32) {
+        self.rex(true, dst, index, base.unwrap_or(0));
+        let mode = if base.is_some() { 0x80 } else { 0 };
+        let low = base.unwrap_or(5) & 7;
+        self.raw(&[0x8d, mode | (dst & 7) << 3 | 4, scale << 6 | (index & 7) << 3 | low]);
+        self.imm32(disp);
+    }
+
+    pub(crate) fn alu(&mut self, op: Alu, dst: u8, src: u8) {
+        self.rex(true, src, 0, dst);
+        self.raw(&[(op as u8) << 3 | 1, 0xc0 | (src & 7) << 3 | dst & 7]);
+    }
+
+    pub(crate) fn alu_mem(&mut self, op: Alu, dst: u8, base: u8, disp: i32) {
+        self.rex(true, dst, 0, base);
+        self.bytes.push((op as u8) << 3 | 3);
+        self.modrm_mem(dst, base, disp);
+    }
+
+    pub(crate) fn alu_imm(&mut self, op: Alu, dst: u8, value: i32) {
+        self.rex(true, 0, 0, dst);
+        let modrm = 0xc0 | (op as u8) << 3 | dst & 7;
+        if let Ok(short) = i8::try_from(value) {
+            self.raw(&[0x83, modrm, short as u8]);
+        } else {
+            self.raw(&[0x81, modrm]);
+            self.imm32(value);
+        }
+    }
+
+    pub(crate) fn test(&mut self, a: u8, b: u8) {
+        self.rex(true, b, 0, a);
+        self.raw(&[0x85, 0xc0 | (b & 7) << 3 | a & 7]);
+    }
+
+    /// Shifts by a constant; `op` is 4 for SHL, 5 for SHR, 7 for SAR.
+    pub(crate) fn shift(&mut self, op: u8, dst: u8, count: u8) {
+        self.rex(true, 0, 0, dst);
+        self.raw(&[0xc1, 0xc0 | op << 3 | dst & 7, count]);
+    }
+
+    pub(crate) fn push(&mut self, r: u8) {
+        self.rex(false, 0, 0, r);
+        self.bytes.push(0x50 | r & 7);
+    }
+
+    pub(crate) fn pop(&mut self, r: u8) {
+        self.rex(false, 0, 0, r);
+        self.bytes.push(0x58 | r & 7);
+    }
+
+    /// A conditional branch to be filled in.
+    pub(crate) fn jcc(&mut self, cond: u8) -> Hole {
+        self.raw(&[0x0f, 0x80 | cond]);
+        self.imm32(0);
+        Hole(self.bytes.len() - 4)
+    }
+
+    /// A branch to be filled in.
+    pub(crate) fn jmp(&mut self) -> Hole {
+        self.bytes.push(0xe9);
+        self.imm32(0);
+        Hole(self.bytes.len() - 4)
+    }
+
+    pub(crate) fn jmp_to(&mut self, target: u64) {
+        let hole = self.jmp();
+        self.fill_to(hole, target);
+    }
+
+    pub(crate) fn call_to(&mut self, target: u64) {
+        self.bytes.push(0xe8);
+        self.imm32(0);
+        self.fill_to(Hole(self.bytes.len() - 4), target);
+    }
+
+    pub(crate) fn jmp_reg(&mut self, r: u8) {
+        self.rex(false, 0, 0, r);
+        self.raw(&[0xff, 0xe0 | r & 7]);
+    }
+
+    /// `jmp [base + disp]`.
+    pub(crate) fn jmp_mem(&mut self, base: u8, disp: i32) {
+        self.rex(false, 0, 0, base);
+        self.bytes.push(0xff);
+        self.modrm_mem(4, base, disp);
+    }
+
+    pub(crate) fn call_reg(&mut self, r: u8) {
+        self.rex(false, 0, 0, r);
+        self.raw(&[0xff, 0xd0 | r & 7]);
+    }
+
+    /// Makes a hole lead to what is emitted next.
+    pub(crate) fn fill(&mut self, hole: Hole) {
+        let here = self.here();
+        self.fill_to(hole, here);
+    }
+
+    pub(crate) fn fill_to(&mut self, hole: Hole, target: u64) {
+        let from = self.base + hole.0 as u64 + 4;
+        let distance = target.wrapping_sub(from) as i64;
+        let distance = i32::try_from(distance).expect("the code cache is smaller than 2 GiB");
+        self.bytes[hole.0..hole.0 + 4].copy_from_slice(&distance.to_le_bytes());
+    }
+
+    /// Saves the host's flags into AH and AL.
+    pub(crate) fn save_flags(&mut self) {
+        // lahf; seto al
+        self.raw(&[0x9f, 0x0f, 0x90, 0xc0]);
+    }
+
+    /// Loads the host's flags from AH and AL, which keep their values.
+    pub(crate) fn restore_flags(&mut self) {
+        // cmp al, -127 overflows exactly if AL is 1; sahf sets the other five.
+        self.raw(&[0x3c, 0x81, 0x9e]);
+    }
+
+    /// `and ah, !AF`.
+    pub(crate) fn clear_saved_af(&mut self) {
+        self.raw(&[0x80, 0xe4, 0xef]);
+    }
+}
