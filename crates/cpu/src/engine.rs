@@ -46,8 +46,6 @@ pub struct CodePlace {
     pub ram: RamOffset,
     /// What of the mode decides what bytes mean.
     pub meaning: u32,
-    /// Links from a linear address in the same half to code hold while this number stays the same.
-    pub context: u64,
 }
 
 impl Cpu {
@@ -61,6 +59,7 @@ impl Cpu {
     ) -> CpuStop {
         let mut code = std::mem::take(&mut self.code);
         let mut env = Env { mem, bus };
+        self.tlb.set_host_base(env.mem.host_base() as u64);
         self.until = until.0;
         self.attention = true;
         self.index = 0;
@@ -137,8 +136,8 @@ impl Cpu {
         self.seg_base[seg & 7]
     }
 
-    /// The 256 TLB entries for the running code's data accesses, each of three words: the page's linear
-    /// address if it may be read, if it may be written, and its RAM address. The entry of a linear
+    /// The 256 TLB entries for the running code's data accesses, each of four words: the page's linear
+    /// address if it may be read, if it may be written, its RAM offset and its host address. The entry of a linear
     /// address is number `(linear >> 12 ^ linear >> 20) & 255`.
     #[must_use]
     pub fn tlb_entries(&self) -> *const u64 {
@@ -158,19 +157,32 @@ impl Cpu {
         found && !self.attention
     }
 
-    /// Where the instruction at RIP lies; `None` if fetching it faults or is not from RAM, which the
-    /// interpreter sorts out.
-    pub fn code_place(&mut self, mem: &mut GuestMem) -> Option<CodePlace> {
-        let linear = self.fetch_linear();
+    /// Where the instruction at a linear address lies; `None` if fetching it faults or is not from RAM,
+    /// which the interpreter sorts out.
+    pub fn code_place(&mut self, mem: &mut GuestMem, linear: u64) -> Option<CodePlace> {
         if !is_canonical(linear) {
             return None;
         }
         let gpa: Gpa = self.translate_fetch(mem, linear).ok()?;
         let ram = mem.offset_of(gpa)?;
+        Some(CodePlace { ram, meaning: self.mode_key & ModeKey::MEANING })
+    }
+
+    /// A link from a linear address to its code holds while this number is the same for it.
+    #[must_use]
+    pub fn code_context(&self, linear: u64) -> u64 {
         let half = linear >> 63;
-        let context =
-            u64::from(self.mode_key) << 33 | half << 32 | u64::from(self.tlb.code_epoch(linear));
-        Some(CodePlace { ram, meaning: self.mode_key & ModeKey::MEANING, context })
+        u64::from(self.mode_key) << 33 | half << 32 | u64::from(self.tlb.code_epoch(linear))
+    }
+
+    /// The XMM registers.
+    pub fn xmm_mut(&mut self) -> &mut [u128; 16] {
+        &mut self.sse.xmm
+    }
+
+    /// MXCSR.
+    pub fn mxcsr_mut(&mut self) -> &mut u32 {
+        &mut self.sse.mxcsr
     }
 
     /// Has writes to bytes `start..end` of a RAM page reported to [`Engine::drop_code`].

@@ -48,6 +48,8 @@ pub(crate) struct TlbEntry {
     pub(crate) write: u64,
     /// RAM offset of the page.
     pub(crate) ram: u64,
+    /// The page's host address, for an engine that reads this table itself.
+    host: u64,
 }
 
 /// An entry of the second level. The key is the linear page with the bank and view above it.
@@ -81,6 +83,8 @@ struct ExecEntry {
 
 pub(crate) struct Tlb {
     entries: Box<[TlbEntry; ENTRIES]>,
+    /// Host address of RAM, as far as an engine has asked for it.
+    host_base: u64,
     backup: Box<[BackupEntry; BACKUP_ENTRIES]>,
     /// By RAM page.
     writers: Vec<Writers>,
@@ -109,7 +113,7 @@ const fn no_tag(index: usize) -> u64 {
 }
 
 const fn empty_entry(index: usize) -> TlbEntry {
-    TlbEntry { read: no_tag(index), write: no_tag(index), ram: 0 }
+    TlbEntry { read: no_tag(index), write: no_tag(index), ram: 0, host: 0 }
 }
 
 const NO_EXEC: ExecEntry = ExecEntry { tag: u64::MAX, ram: 0 };
@@ -121,6 +125,7 @@ impl Tlb {
         let exec = vec![NO_EXEC; EXEC_ENTRIES].into_boxed_slice();
         Tlb {
             entries: entries.try_into().ok().expect("the length is the array's"),
+            host_base: 0,
             backup: backup.try_into().ok().expect("the length is the array's"),
             writers: Vec::new(),
             exec: exec.try_into().ok().expect("the length is the array's"),
@@ -147,6 +152,16 @@ impl Tlb {
         view.cast()
     }
 
+    /// From now on entries hold addresses of RAM that starts at `base`.
+    pub(crate) fn set_host_base(&mut self, base: u64) {
+        if self.host_base != base {
+            self.host_base = base;
+            for entry in self.entries.iter_mut() {
+                entry.host = base.wrapping_add(entry.ram);
+            }
+        }
+    }
+
     pub(crate) fn base_of(&self, view: View, uncached: bool) -> usize {
         let view = if uncached { VIEW_UNCACHED } else { view as usize };
         (self.bank << BANK_SHIFT) | (view * PAGES)
@@ -171,7 +186,8 @@ impl Tlb {
         let index = index_of(base, linear);
         let tag = linear & !0xfff;
         let write = if may_store { tag } else { no_tag(index) };
-        self.entries[index] = TlbEntry { read: tag, write, ram: ram_page };
+        let host = self.host_base.wrapping_add(ram_page);
+        self.entries[index] = TlbEntry { read: tag, write, ram: ram_page, host };
     }
 
     /// Brings an entry back from the second level; its RAM page if it is there and good enough.
