@@ -14,7 +14,7 @@ use x86::Access;
 use crate::decode::{Decoded, Ends, INSTRUCTION_BYTES_MAX, ModeKey, decode};
 use crate::op::Fault;
 use crate::state::Seg;
-use crate::{Cpu, Op};
+use crate::{Cpu, Engine, Op};
 
 /// Longest block, in instructions.
 const BLOCK_OPS_MAX: usize = 32;
@@ -278,11 +278,17 @@ impl Cpu {
         page.blocks.push(Block { run, next_page });
     }
 
-    /// Drops the blocks whose bytes were written.
+    /// Drops the blocks whose bytes were written, here and in the engine.
     #[cold]
-    pub(crate) fn drop_written_code(&mut self, code: &mut CodeCache) {
+    pub(crate) fn drop_written_code(
+        &mut self,
+        code: &mut CodeCache,
+        mem: &mut GuestMem,
+        engine: &mut dyn Engine,
+    ) {
         for write in std::mem::take(&mut self.tlb.code_writes) {
             self.drop_code(code, write);
+            engine.drop_code(self, mem, write);
         }
         self.tlb.drop_links();
     }

@@ -34,6 +34,17 @@ pub struct CpuStats {
     pub cr3_loads: u64,
     /// Loads of CR3 that found none of the kept address spaces to be theirs.
     pub cr3_misses: u64,
+    /// Times that the engine was asked to run.
+    pub engine_runs: u64,
+    /// Steps that it made.
+    pub engine_steps: u64,
+    /// Steps of instructions that it left to the interpreter one by one.
+    pub steps_left_singly: u64,
+    /// Steps of blocks that it left to the interpreter as a whole.
+    pub steps_left_in_blocks: u64,
+    /// Steps made with an engine there that was not asked: in other modes than 64-bit mode, and where
+    /// something is pending.
+    pub steps_unasked: u64,
 }
 
 /// An x86-64 CPU.

@@ -1,42 +1,81 @@
-//! What a second engine, one that translates, needs of the CPU: its registers, the TLB's address, the
-//! marks on code, and a run loop that asks the engine first and interprets the rest.
+//! A second engine beside the interpreter, and what one that translates needs of the CPU: its
+//! registers, the TLB's address, the marks on code.
 //!
 //! The engine executes instructions exactly as the interpreter would, or not at all: whatever it does not
 //! know, a fault, device memory, the end of the budget, it leaves to the interpreter with the state
 //! as it is before that instruction. So all semantics of exceptions, interrupts and system
 //! instructions exist once.
+//!
+//! [`Cpu::run_with`] asks the engine at a boundary where nothing is pending: no interrupt, no trap flag, no
+//! shadow, no breakpoint on instructions, and 64-bit mode. None of that can change without an
+//! instruction that the engine leaves to the interpreter, so it need not look. What can change under it
+//! is code: a store of its own that hits a page with marks on code is left to the interpreter too.
 
-use base::{Gpa, Icount};
+use base::Gpa;
 use mem::{GuestMem, RamOffset, WatchedWrite};
 use x86::{Exception, Rflags};
 
 use crate::access::is_canonical;
-use crate::code::CodeCache;
 use crate::decode::ModeKey;
 use crate::op::Env;
-use crate::run::Boundary;
 use crate::walk::Kind;
-use crate::{Bus, Cpu, CpuStop, Flags};
+use crate::{Cpu, CpuStats, Flags};
 
 /// What the interpreter does after [`Engine::run`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Nothing: look at what is pending and ask the engine again.
     Again,
-    /// One instruction.
+    /// One instruction, all iterations of it that the budget allows.
     Instruction,
     /// One block, or what the budget leaves of it.
     Block,
 }
 
 /// An engine beside the interpreter.
+///
+/// It is configuration of this process and not part of the guest's state: nothing that it keeps may be
+/// seen by the guest. Between two calls it relies on nothing but what [`Engine::drop_code`] and
+/// [`Cpu::code_generation`] tell it, above all not on the TLB.
 pub trait Engine {
-    /// Runs from the CPU's present state, at most `budget` steps. Nothing is pending. On return the
+    /// Runs from the CPU's present state, at most `budget` steps, which is at least 1. On return the
     /// CPU's state is exact and between two instructions.
+    ///
+    /// [`Next::Again`] is for an engine that made a step, or that found the CPU's attention raised
+    /// ([`Cpu::has_attention`]); in the second case any other answer means the same.
     fn run(&mut self, cpu: &mut Cpu, env: &mut Env<'_>, budget: u64) -> Next;
 
-    /// Bytes of code were written: drops what was made of them.
+    /// Bytes that were marked with [`Cpu::note_code`] were written: drops what was made of them. The
+    /// page's marks may be gone, so what is kept of the page has to be marked again.
     fn drop_code(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, write: WatchedWrite);
+
+    /// Counts of what it did since it was made, each with its name.
+    fn stats(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// Stands where there is no engine.
+pub(crate) struct NoEngine;
+
+impl Engine for NoEngine {
+    fn run(&mut self, _: &mut Cpu, _: &mut Env<'_>, _: u64) -> Next {
+        Next::Block
+    }
+
+    fn drop_code(&mut self, _: &mut Cpu, _: &mut GuestMem, _: WatchedWrite) {}
+
+    fn stats(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+/// What is left to the interpreter, with its budget.
+#[derive(Clone, Copy)]
+pub(crate) enum Left {
+    Nothing,
+    Instruction(u64),
+    Block(u64),
+    /// As a block; the engine was not asked.
+    Unasked(u64),
 }
 
 /// Where code lies, and how long that stays true.
@@ -48,68 +87,41 @@ pub struct CodePlace {
     pub meaning: u32,
 }
 
+impl CpuStats {
+    pub(crate) fn note_left(&mut self, left: Left, steps: u64) {
+        let count = match left {
+            Left::Nothing => return,
+            Left::Instruction(_) => &mut self.steps_left_singly,
+            Left::Block(_) => &mut self.steps_left_in_blocks,
+            Left::Unasked(_) => &mut self.steps_unasked,
+        };
+        *count += steps;
+    }
+}
+
 impl Cpu {
-    /// Like [`Cpu::run`], with an engine that is asked first.
-    pub fn run_with(
-        &mut self,
-        mem: &mut GuestMem,
-        bus: &mut dyn Bus,
-        until: Icount,
-        engine: &mut dyn Engine,
-    ) -> CpuStop {
-        let mut code = std::mem::take(&mut self.code);
-        let mut env = Env { mem, bus };
-        self.tlb.set_host_base(env.mem.host_base() as u64);
-        self.until = until.0;
-        self.attention = true;
-        self.index = 0;
-        let stop = self.run_engine(&mut code, &mut env, engine);
-        self.code = code;
-        stop
-    }
-
-    fn run_engine(
-        &mut self,
-        code: &mut CodeCache,
-        env: &mut Env<'_>,
-        engine: &mut dyn Engine,
-    ) -> CpuStop {
-        loop {
-            let mut budget = self.until.saturating_sub(self.block_icount);
-            if budget == 0 {
-                return CpuStop::Reached;
-            }
-            if self.attention {
-                let writes = self.code_writes(env.mem);
-                let boundary = self.attend(code, env);
-                for write in writes {
-                    engine.drop_code(self, env.mem, write);
-                }
-                match boundary {
-                    Boundary::Go(limit) => budget = budget.min(limit),
-                    Boundary::Again => continue,
-                    Boundary::Stop(stop) => return stop,
-                }
-            }
-            let next = if budget > 1 && !self.attention && self.is_64_bit() {
-                engine.run(self, env, budget)
-            } else {
-                Next::Block
-            };
-            if next == Next::Again {
-                continue;
-            }
-            budget = budget.min(self.until - self.block_icount);
-            self.interpret(code, env, budget, next == Next::Instruction);
+    /// Has the engine run, if it may.
+    pub(crate) fn ask(&mut self, engine: &mut dyn Engine, env: &mut Env<'_>, budget: u64) -> Left {
+        if self.attention || !self.is_64_bit() {
+            return Left::Unasked(budget);
         }
-    }
-
-    /// The writes to code that `attend` is about to look at.
-    fn code_writes(&mut self, mem: &mut GuestMem) -> Vec<WatchedWrite> {
-        if mem.has_watched_writes() {
-            self.absorb_writes(mem);
+        let start = self.block_icount;
+        let next = engine.run(self, env, budget);
+        let steps = self.block_icount - start;
+        debug_assert!(steps <= budget, "the engine ran {steps} steps of {budget}");
+        self.stats.engine_runs += 1;
+        self.stats.engine_steps += steps;
+        let left = budget.saturating_sub(steps);
+        match next {
+            // What is pending comes first, and then what was to be interpreted is asked for again.
+            _ if self.attention || left == 0 => Left::Nothing,
+            Next::Again => {
+                debug_assert!(steps > 0, "the engine asks to be asked again for ever");
+                Left::Nothing
+            }
+            Next::Instruction => Left::Instruction(left),
+            Next::Block => Left::Block(left),
         }
-        self.tlb.code_writes.clone()
     }
 
     /// The general registers.
@@ -144,27 +156,42 @@ impl Cpu {
         self.tlb.entries_from(self.tlb_base)
     }
 
-    /// Translates for an access of `len` bytes in one page and fills the TLB, if the page tables allow it
-    /// and it is RAM. Sets Accessed and Dirty, so the access must follow, by whichever engine.
+    /// Translates for an access of `len` bytes in one page and fills the TLB. True if the access may now be
+    /// made through the TLB's entry, and nothing is to be looked at before; false if it would fault, is
+    /// not to RAM, is a store to a watched page, or is one that has to be looked at each time
+    /// (alignment checks, data breakpoints). May set Accessed and Dirty, so the access must be the
+    /// next thing that happens, by whichever engine.
     pub fn fill_for(&mut self, env: &mut Env<'_>, linear: u64, len: u64, write: bool) -> bool {
         if !is_canonical(linear) || (linear & 0xfff) + len > 4096 {
             return false;
         }
         let kind = if write { Kind::Write } else { Kind::Read };
         let exception: Exception = self.exception;
-        let found = self.translate(env, linear, kind, self.view).is_ok();
+        let is_mapped = self.translate(env, linear, kind, self.view).is_ok();
         self.exception = exception;
-        found && !self.attention
+        is_mapped && self.ram_for(linear, len, write).is_some() && !self.attention
+    }
+
+    /// Where in RAM a plain access of `len` bytes in one page may be made through the TLB as it is now.
+    #[must_use]
+    pub fn ram_for(&self, linear: u64, len: u64, write: bool) -> Option<RamOffset> {
+        let entry = self.tlb.entry(self.tlb_base, linear);
+        let inside = linear.wrapping_sub(if write { entry.write } else { entry.read });
+        (inside < 4096 && inside + len <= 4096).then_some(RamOffset(entry.ram + inside))
     }
 
     /// Where the instruction at a linear address lies; `None` if fetching it faults or is not from RAM,
-    /// which the interpreter sorts out.
+    /// which the interpreter sorts out, or if something is to be looked at first. Sets Accessed, so that
+    /// instruction must be the next one, and within the budget.
     pub fn code_place(&mut self, mem: &mut GuestMem, linear: u64) -> Option<CodePlace> {
         if !is_canonical(linear) {
             return None;
         }
         let gpa: Gpa = self.translate_fetch(mem, linear).ok()?;
         let ram = mem.offset_of(gpa)?;
+        if self.attention {
+            return None; // the walk has written to code
+        }
         Some(CodePlace { ram, meaning: self.mode_key & ModeKey::MEANING })
     }
 

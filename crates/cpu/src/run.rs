@@ -16,6 +16,7 @@ use mem::GuestMem;
 use x86::{Dr6, Rflags, Vector};
 
 use crate::code::{CodeCache, Run};
+use crate::engine::{Engine, Left, NoEngine};
 use crate::event::Event;
 use crate::op::{Env, Fault};
 use crate::state::Shadow;
@@ -35,7 +36,7 @@ pub enum CpuStop {
 }
 
 /// What to do at a step boundary.
-pub(crate) enum Boundary {
+enum Boundary {
     /// Run instructions, at most so many.
     Go(u64),
     Stop(CpuStop),
@@ -46,47 +47,98 @@ pub(crate) enum Boundary {
 impl Cpu {
     /// Runs until `until` steps are done, or until something else ends it.
     pub fn run(&mut self, mem: &mut GuestMem, bus: &mut dyn Bus, until: Icount) -> CpuStop {
+        self.run_loop::<false>(mem, bus, until, &mut NoEngine)
+    }
+
+    /// Like [`Cpu::run`], with an engine that is asked first. It has to be the same one in every call
+    /// unless [`Cpu::drop_caches`] was called in between.
+    pub fn run_with(
+        &mut self,
+        mem: &mut GuestMem,
+        bus: &mut dyn Bus,
+        until: Icount,
+        engine: &mut dyn Engine,
+    ) -> CpuStop {
+        self.run_loop::<true>(mem, bus, until, engine)
+    }
+
+    fn run_loop<const ASKS: bool>(
+        &mut self,
+        mem: &mut GuestMem,
+        bus: &mut dyn Bus,
+        until: Icount,
+        engine: &mut dyn Engine,
+    ) -> CpuStop {
         let mut code = std::mem::take(&mut self.code);
         let mut env = Env { mem, bus };
+        if ASKS {
+            self.tlb.set_host_base(env.mem.host_base() as u64);
+        }
         self.until = until.0;
         self.attention = true;
         self.index = 0;
-        let stop = self.run_blocks(&mut code, &mut env);
+        let stop = self.run_blocks::<ASKS>(&mut code, &mut env, engine);
         self.code = code;
         stop
     }
 
-    fn run_blocks(&mut self, code: &mut CodeCache, env: &mut Env<'_>) -> CpuStop {
+    fn run_blocks<const ASKS: bool>(
+        &mut self,
+        code: &mut CodeCache,
+        env: &mut Env<'_>,
+        engine: &mut dyn Engine,
+    ) -> CpuStop {
         loop {
             let mut budget = self.until.saturating_sub(self.block_icount);
             if budget == 0 {
                 return CpuStop::Reached;
             }
             if self.attention {
-                match self.attend(code, env) {
+                match self.attend(code, env, engine) {
                     Boundary::Go(limit) => budget = budget.min(limit),
                     Boundary::Again => continue,
                     Boundary::Stop(stop) => return stop,
                 }
             }
-            let linear = self.fetch_linear();
-            let run = match code.jump(linear, self.mode_key, self.tlb.code_epoch(linear)) {
-                Some(run) => run,
-                None => match self.find_block(code, env.mem, linear) {
-                    Ok(run) => run,
-                    Err(_) => {
-                        self.deliver_fault(env);
-                        continue;
-                    }
-                },
-            };
-            if !self.is_inside_code_segment(run.bytes) {
-                self.run_at_segment_end(code, run, env);
+            if !ASKS {
+                self.interpret(code, env, budget, false);
                 continue;
             }
-            self.rep_until = self.block_icount + budget;
-            let first = run.first as usize;
-            self.run_ops(&code.ops[first..first + usize::from(run.len)], run.bytes, budget, env);
+            let left = self.ask(engine, env, budget);
+            let start = self.block_icount;
+            match left {
+                Left::Nothing => continue,
+                Left::Instruction(budget) => self.interpret(code, env, budget, true),
+                Left::Block(budget) | Left::Unasked(budget) => {
+                    self.interpret(code, env, budget, false);
+                }
+            }
+            self.stats.note_left(left, self.block_icount - start);
+        }
+    }
+
+    /// Interprets the block at RIP, or what the budget leaves of it, or only its first instruction.
+    #[inline(always)]
+    fn interpret(&mut self, code: &mut CodeCache, env: &mut Env<'_>, budget: u64, only_one: bool) {
+        let linear = self.fetch_linear();
+        let run = match code.jump(linear, self.mode_key, self.tlb.code_epoch(linear)) {
+            Some(run) => run,
+            None => match self.find_block(code, env.mem, linear) {
+                Ok(run) => run,
+                Err(_) => return self.deliver_fault(env),
+            },
+        };
+        if !self.is_inside_code_segment(run.bytes) {
+            return self.run_at_segment_end(code, run, env);
+        }
+        self.rep_until = self.block_icount + budget;
+        let first = run.first as usize;
+        let ops = &code.ops[first..first + usize::from(run.len)];
+        match ops.first() {
+            Some(op) if only_one => {
+                self.run_ops(std::slice::from_ref(op), u16::from(op.len), 1, env);
+            }
+            _ => self.run_ops(ops, run.bytes, budget, env),
         }
     }
 
@@ -158,45 +210,20 @@ impl Cpu {
         }
     }
 
-    /// Interprets one block, or only its first instruction.
-    pub(crate) fn interpret(
-        &mut self,
-        code: &mut CodeCache,
-        env: &mut Env<'_>,
-        budget: u64,
-        only_one: bool,
-    ) {
-        let linear = self.fetch_linear();
-        let run = match code.jump(linear, self.mode_key, self.tlb.code_epoch(linear)) {
-            Some(run) => run,
-            None => match self.find_block(code, env.mem, linear) {
-                Ok(run) => run,
-                Err(_) => return self.deliver_fault(env),
-            },
-        };
-        if !self.is_inside_code_segment(run.bytes) {
-            return self.run_at_segment_end(code, run, env);
-        }
-        self.rep_until = self.block_icount + budget;
-        let first = run.first as usize;
-        let ops = &code.ops[first..first + usize::from(run.len)];
-        match ops.first() {
-            Some(op) if only_one => {
-                self.run_ops(std::slice::from_ref(op), u16::from(op.len), 1, env);
-            }
-            _ => self.run_ops(ops, run.bytes, budget, env),
-        }
-    }
-
     /// Looks at everything that may have to happen before the next instruction.
     #[cold]
     #[inline(never)]
-    pub(crate) fn attend(&mut self, code: &mut CodeCache, env: &mut Env<'_>) -> Boundary {
+    fn attend(
+        &mut self,
+        code: &mut CodeCache,
+        env: &mut Env<'_>,
+        engine: &mut dyn Engine,
+    ) -> Boundary {
         if env.mem.has_watched_writes() {
             self.absorb_writes(env.mem);
         }
         if !self.tlb.code_writes.is_empty() {
-            self.drop_written_code(code);
+            self.drop_written_code(code, env.mem, engine);
         }
         if self.sys.is_shut_down {
             return Boundary::Stop(CpuStop::Shutdown);

@@ -3,7 +3,7 @@
 mod common;
 
 use base::{Gpa, Icount, SeededRng};
-use common::{CODE, DATA, HANDLERS, RAM_BYTES, Vm};
+use common::{CODE, Copycat, DATA, HANDLERS, RAM_BYTES, Vm};
 use cpu::{CpuState, CpuStop};
 
 /// Steps of one random program.
@@ -80,13 +80,23 @@ struct Outcome {
 }
 
 /// Runs a program, cut into slices of `slice()` steps; `between` is called after each.
-fn run(seed: u64, mut slice: impl FnMut() -> u64, mut between: impl FnMut(&mut Vm)) -> Outcome {
+fn run(seed: u64, slice: impl FnMut() -> u64, between: impl FnMut(&mut Vm)) -> Outcome {
+    run_by(seed, slice, between, |vm, until| vm.cpu.run(&mut vm.mem, &mut vm.bus, until))
+}
+
+/// The same, each slice run by `run_slice`.
+fn run_by(
+    seed: u64,
+    mut slice: impl FnMut() -> u64,
+    mut between: impl FnMut(&mut Vm),
+    mut run_slice: impl FnMut(&mut Vm, Icount) -> CpuStop,
+) -> Outcome {
     let mut vm = random_program(seed);
     while vm.cpu.icount().0 < STEPS {
         let now = vm.cpu.icount().0;
         let next_interrupt = (now / INTERRUPT_PERIOD + 1) * INTERRUPT_PERIOD;
         let until = now.saturating_add(slice()).min(next_interrupt).min(STEPS);
-        let stop = vm.cpu.run(&mut vm.mem, &mut vm.bus, Icount(until));
+        let stop = run_slice(&mut vm, Icount(until));
         match stop {
             CpuStop::Reached => assert_eq!(vm.cpu.icount().0, until),
             CpuStop::Shutdown => break,
@@ -127,6 +137,27 @@ fn random_programs_pass_through_the_same_states_however_they_are_cut() {
         let single = run(seed, || 1, |_| {});
         check_same(seed, "step by step", &whole, &single);
     }
+}
+
+#[test]
+fn random_programs_cannot_tell_whether_an_engine_runs_them() {
+    let mut steps = 0;
+    for seed in 0..PROGRAMS {
+        let whole = run(seed, || u64::MAX, |_| {});
+        for slice_max in [u64::MAX / 2, 40, 1] {
+            let mut rng = SeededRng::new(seed);
+            let mut engine = Copycat::new(seed);
+            let copied = run_by(
+                seed,
+                || 1 + rng.below(slice_max),
+                |_| {},
+                |vm, until| vm.cpu.run_with(&mut vm.mem, &mut vm.bus, until, &mut engine),
+            );
+            check_same(seed, &format!("an engine, slices up to {slice_max}"), &whole, &copied);
+            steps += engine.steps;
+        }
+    }
+    assert!(steps > PROGRAMS * 100, "the engine made no more than {steps} steps");
 }
 
 #[test]

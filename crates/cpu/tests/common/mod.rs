@@ -1,5 +1,8 @@
-//! A CPU with some RAM and a board that records what it is asked.
+//! A CPU with some RAM and a board that records what it is asked. Beside it runs a twin with an engine,
+//! which has to come to the same.
 #![allow(dead_code)]
+
+mod copycat;
 
 use std::collections::BTreeMap;
 
@@ -7,6 +10,8 @@ use base::{Gpa, Icount};
 use cpu::{Bus, Cpu, CpuState, CpuStop, Seg, Segment, TableRegister};
 use mem::GuestMem;
 use x86::{Access, Cr0, Cr4, Efer, Rflags, SystemType};
+
+pub(crate) use copycat::Copycat;
 
 /// Where code of tests starts.
 pub(crate) const CODE: u64 = 0x10_0000;
@@ -39,7 +44,7 @@ pub(crate) const TSS_SELECTOR: u16 = 0x30;
 pub(crate) const USER_CODE32: u16 = 0x43;
 
 /// A board with nothing on it but what a test sets.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct TestBus {
     pub(crate) port_writes: Vec<(u64, u16, u32)>,
     pub(crate) mmio_writes: Vec<(u64, u64, u8, u64)>,
@@ -116,6 +121,41 @@ pub(crate) struct Vm {
     pub(crate) cpu: Cpu,
     pub(crate) mem: GuestMem,
     pub(crate) bus: TestBus,
+    /// Made by the first run.
+    twin: Option<Twin>,
+}
+
+/// The same machine with an engine.
+struct Twin {
+    cpu: Cpu,
+    mem: GuestMem,
+    engine: Copycat,
+}
+
+impl Twin {
+    fn new() -> Twin {
+        let mem = GuestMem::new(RAM_BYTES).unwrap();
+        Twin { cpu: Cpu::new(), mem, engine: Copycat::new(1) }
+    }
+
+    /// Takes over what a test has changed since the last run, as the test did it.
+    fn follow(&mut self, cpu: &Cpu, mem: &GuestMem) {
+        let state = cpu.save();
+        if self.cpu.save() != state {
+            self.cpu.restore(&state).unwrap();
+        }
+        for page in 0..mem.page_count() {
+            if self.mem.page(page) != mem.page(page) {
+                self.mem.set_page(page, mem.page(page));
+            }
+        }
+    }
+
+    fn check(&self, cpu: &Cpu, mem: &GuestMem) {
+        assert_eq!(self.cpu.save(), cpu.save(), "the engine's state against the interpreter's");
+        let differs = |page: &u64| self.mem.page(*page) != mem.page(*page);
+        assert_eq!((0..mem.page_count()).find(differs), None, "the engine left another page so");
+    }
 }
 
 pub(crate) fn segment(selector: u16, kind: u16, dpl: u16) -> Segment {
@@ -193,7 +233,7 @@ impl Vm {
             limit: 0x67,
             base: TSS,
         };
-        let mut vm = Vm { cpu: Cpu::new(), mem, bus: TestBus::default() };
+        let mut vm = Vm { cpu: Cpu::new(), mem, bus: TestBus::default(), twin: None };
         vm.cpu.restore(&state).unwrap();
         vm
     }
@@ -219,7 +259,7 @@ impl Vm {
         state.gpr[4] = 0x7000;
         state.rip = 0x7c00;
         state.seg[Seg::CS] = Segment { selector: 0, base: 0, ..state.seg[Seg::CS] };
-        let mut vm = Vm { cpu: Cpu::new(), mem, bus: TestBus::default() };
+        let mut vm = Vm { cpu: Cpu::new(), mem, bus: TestBus::default(), twin: None };
         vm.cpu.restore(&state).unwrap();
         vm
     }
@@ -242,9 +282,17 @@ impl Vm {
         self.cpu.restore(&state).unwrap();
     }
 
+    /// Runs on the interpreter and on the twin, and compares.
     pub(crate) fn run(&mut self, steps: u64) -> CpuStop {
         let until = self.cpu.icount().plus(steps);
-        self.cpu.run(&mut self.mem, &mut self.bus, until)
+        let twin = self.twin.get_or_insert_with(Twin::new);
+        twin.follow(&self.cpu, &self.mem);
+        let mut bus = self.bus.clone();
+        let twins_stop = twin.cpu.run_with(&mut twin.mem, &mut bus, until, &mut twin.engine);
+        let stop = self.cpu.run(&mut self.mem, &mut self.bus, until);
+        twin.check(&self.cpu, &self.mem);
+        assert_eq!((twins_stop, &bus), (stop, &self.bus), "the engine against the interpreter");
+        stop
     }
 
     /// Runs until HLT; panics if that takes more than `steps_max` steps.
