@@ -11,9 +11,9 @@
 //! instruction that the engine leaves to the interpreter, so it need not look. What can change under it
 //! is code: a store of its own that hits a page with marks on code is left to the interpreter too.
 
-use base::Gpa;
+use base::{Gpa, PAGE_SIZE};
 use mem::{GuestMem, RamOffset, WatchedWrite};
-use x86::{Exception, Rflags};
+use x86::Rflags;
 
 use crate::access::is_canonical;
 use crate::decode::ModeKey;
@@ -156,28 +156,26 @@ impl Cpu {
         self.tlb.entries_from(self.tlb_base)
     }
 
-    /// Translates for an access of `len` bytes in one page and fills the TLB. True if the access may now be
-    /// made through the TLB's entry, and nothing is to be looked at before; false if it would fault, is
-    /// not to RAM, is a store to a watched page, or is one that has to be looked at each time
-    /// (alignment checks, data breakpoints). May set Accessed and Dirty, so the access must be the
-    /// next thing that happens, by whichever engine.
-    pub fn fill_for(&mut self, env: &mut Env<'_>, linear: u64, len: u64, write: bool) -> bool {
-        if !is_canonical(linear) || (linear & 0xfff) + len > 4096 {
-            return false;
+    /// The host address for an access of `len` bytes, if it lies in one page of RAM that the TLB may serve.
+    /// Fills the TLB. `None` if the access would fault, is not to RAM, is a store to a watched page, has to be
+    /// looked at each time (alignment checks, data breakpoints), or if something is to be looked at before.
+    /// May set Accessed and Dirty, so the access must be the next thing that happens, by whichever engine.
+    pub fn host_address(
+        &mut self,
+        env: &mut Env<'_>,
+        linear: u64,
+        len: u64,
+        write: bool,
+    ) -> Option<u64> {
+        if !is_canonical(linear) || (linear & 0xfff) + len > PAGE_SIZE {
+            return None;
         }
         let kind = if write { Kind::Write } else { Kind::Read };
-        let exception: Exception = self.exception;
-        let is_mapped = self.translate(env, linear, kind, self.view).is_ok();
-        self.exception = exception;
-        is_mapped && self.ram_for(linear, len, write).is_some() && !self.attention
-    }
-
-    /// Where in RAM a plain access of `len` bytes in one page may be made through the TLB as it is now.
-    #[must_use]
-    pub fn ram_for(&self, linear: u64, len: u64, write: bool) -> Option<RamOffset> {
-        let entry = self.tlb.entry(self.tlb_base, linear);
-        let inside = linear.wrapping_sub(if write { entry.write } else { entry.read });
-        (inside < 4096 && inside + len <= 4096).then_some(RamOffset(entry.ram + inside))
+        self.translate(env, linear, kind, self.view).ok()?;
+        if self.attention {
+            return None;
+        }
+        self.tlb.host_address(self.tlb_base, linear, write)
     }
 
     /// Where the instruction at a linear address lies; `None` if fetching it faults or is not from RAM,

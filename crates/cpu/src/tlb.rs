@@ -146,6 +146,13 @@ impl Tlb {
         self.entries[index_of(base, linear)]
     }
 
+    /// The host address of a linear one, if an entry may serve it.
+    pub(crate) fn host_address(&self, base: usize, linear: u64, write: bool) -> Option<u64> {
+        let entry = self.entry(base, linear);
+        let tag = if write { entry.write } else { entry.read };
+        (tag == linear & !0xfff).then(|| entry.host + (linear & 0xfff))
+    }
+
     /// The entries of one view, for code that looks them up itself.
     pub(crate) fn entries_from(&self, base: usize) -> *const u64 {
         let view: *const TlbEntry = &self.entries[base & (ENTRIES - 1)];

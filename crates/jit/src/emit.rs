@@ -24,7 +24,6 @@ pub(crate) mod reg {
 #[derive(Clone, Copy)]
 pub(crate) enum Alu {
     Add = 0,
-    Or = 1,
     And = 4,
     Sub = 5,
     Xor = 6,
@@ -36,8 +35,16 @@ pub(crate) mod cc {
     pub(crate) const AE: u8 = 3;
     pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
+    pub(crate) const BE: u8 = 6;
     pub(crate) const A: u8 = 7;
     pub(crate) const S: u8 = 8;
+}
+
+/// An operand in a register, or in memory at a distance from one.
+#[derive(Clone, Copy)]
+pub(crate) enum RegMem {
+    Reg(u8),
+    Mem(u8, i32),
 }
 
 /// A place in the buffer whose branch distance is filled in later.
@@ -79,7 +86,13 @@ impl Emitter {
     fn modrm_mem(&mut self, r: u8, base: u8, disp: i32) {
         let (r, low) = ((r & 7) << 3, base & 7);
         let short = i8::try_from(disp).is_ok();
-        let mode = if disp == 0 && low != 5 { 0 } else if short { 0x40 } else { 0x80 };
+        let mode = if disp == 0 && low != 5 {
+            0
+        } else if short {
+            0x40
+        } else {
+            0x80
+        };
         self.bytes.push(mode | r | low);
         if low == 4 {
             self.bytes.push(0x24);
@@ -202,6 +215,29 @@ impl Emitter {
         self.bytes.push(0x58 | r & 7);
     }
 
+    pub(crate) fn ret(&mut self) {
+        self.bytes.push(0xc3);
+    }
+
+    /// `movups`, from or to `[base + disp]`.
+    pub(crate) fn xmm_move(&mut self, xmm: u8, base: u8, disp: i32, store: bool) {
+        self.rex(false, xmm, 0, base);
+        self.raw(&[0x0f, 0x10 | u8::from(store)]);
+        self.modrm_mem(xmm, base, disp);
+    }
+
+    pub(crate) fn ldmxcsr(&mut self, base: u8, disp: i32) {
+        self.rex(false, 0, 0, base);
+        self.raw(&[0x0f, 0xae]);
+        self.modrm_mem(2, base, disp);
+    }
+
+    pub(crate) fn stmxcsr(&mut self, base: u8, disp: i32) {
+        self.rex(false, 0, 0, base);
+        self.raw(&[0x0f, 0xae]);
+        self.modrm_mem(3, base, disp);
+    }
+
     /// A conditional branch to be filled in.
     pub(crate) fn jcc(&mut self, cond: u8) -> Hole {
         self.raw(&[0x0f, 0x80 | cond]);
@@ -255,6 +291,95 @@ impl Emitter {
         let distance = target.wrapping_sub(from) as i64;
         let distance = i32::try_from(distance).expect("the code cache is smaller than 2 GiB");
         self.bytes[hole.0..hole.0 + 4].copy_from_slice(&distance.to_le_bytes());
+    }
+
+    /// An opcode with a ModRM byte for operands of 1, 2, 4 or 8 bytes.
+    fn sized(&mut self, bytes: u32, opcode: &[u8], r: u8, rm: RegMem) {
+        if bytes == 2 {
+            self.bytes.push(0x66);
+        }
+        let b = match rm {
+            RegMem::Reg(b) | RegMem::Mem(b, _) => b,
+        };
+        if bytes == 1 {
+            // With a REX prefix 4 to 7 are SPL to DIL.
+            self.bytes.push(0x40 | (r >> 3) << 2 | b >> 3);
+        } else {
+            self.rex(bytes == 8, r, 0, b);
+        }
+        self.raw(opcode);
+        match rm {
+            RegMem::Reg(b) => self.bytes.push(0xc0 | (r & 7) << 3 | b & 7),
+            RegMem::Mem(b, disp) => self.modrm_mem(r, b, disp),
+        }
+    }
+
+    /// The low bytes of a constant.
+    fn imm_sized(&mut self, bytes: u32, value: i32) {
+        let len = bytes.min(4) as usize;
+        self.raw(&value.to_le_bytes()[..len]);
+    }
+
+    pub(crate) fn alu_sized(&mut self, op: Alu, bytes: u32, dst: u8, src: RegMem) {
+        self.sized(bytes, &[(op as u8) << 3 | if bytes == 1 { 2 } else { 3 }], dst, src);
+    }
+
+    pub(crate) fn alu_imm_sized(&mut self, op: Alu, bytes: u32, dst: u8, value: i32) {
+        self.sized(bytes, &[if bytes == 1 { 0x80 } else { 0x81 }], op as u8, RegMem::Reg(dst));
+        self.imm_sized(bytes, value);
+    }
+
+    pub(crate) fn test_sized(&mut self, bytes: u32, a: u8, b: RegMem) {
+        self.sized(bytes, &[if bytes == 1 { 0x84 } else { 0x85 }], a, b);
+    }
+
+    pub(crate) fn test_imm_sized(&mut self, bytes: u32, a: u8, value: i32) {
+        self.sized(bytes, &[if bytes == 1 { 0xf6 } else { 0xf7 }], 0, RegMem::Reg(a));
+        self.imm_sized(bytes, value);
+    }
+
+    pub(crate) fn neg_sized(&mut self, bytes: u32, a: u8) {
+        self.sized(bytes, &[if bytes == 1 { 0xf6 } else { 0xf7 }], 3, RegMem::Reg(a));
+    }
+
+    /// MUL, IMUL, DIV, IDIV: 4 to 7.
+    pub(crate) fn group3(&mut self, bytes: u32, op: u8, operand: RegMem) {
+        self.sized(bytes, &[0xf7], op, operand);
+    }
+
+    pub(crate) fn shift_sized(&mut self, bytes: u32, op: u8, dst: u8, count: u8) {
+        self.sized(bytes, &[0xc1], op, RegMem::Reg(dst));
+        self.bytes.push(count);
+    }
+
+    pub(crate) fn load_sized(&mut self, bytes: u32, dst: u8, src: RegMem) {
+        self.sized(bytes, &[0x8b], dst, src);
+    }
+
+    pub(crate) fn mov_sized(&mut self, bytes: u32, dst: RegMem, src: u8) {
+        self.sized(bytes, &[0x89], src, dst);
+    }
+
+    /// An instruction of the two-byte opcode map.
+    pub(crate) fn two_byte(&mut self, bytes: u32, opcode: u8, dst: u8, src: RegMem) {
+        self.sized(bytes, &[0x0f, opcode], dst, src);
+    }
+
+    /// CF, from the saved flags.
+    pub(crate) fn carry_from_home(&mut self) {
+        // bt eax, 8
+        self.raw(&[0x0f, 0xba, 0xe0, 0x08]);
+    }
+
+    /// `seto al`.
+    pub(crate) fn overflow_to_al(&mut self) {
+        self.raw(&[0x0f, 0x90, 0xc0]);
+    }
+
+    /// Saves all flags but OF, and CF as AL, which holds OF, says.
+    pub(crate) fn carry_from_al(&mut self) {
+        // lahf; or ah, al
+        self.raw(&[0x9f, 0x08, 0xc4]);
     }
 
     /// Saves the host's flags into AH and AL.

@@ -38,19 +38,21 @@ pub(crate) mod slot {
     /// Linear address of the running code's page.
     pub(crate) const PAGE: i32 = 40;
     pub(crate) const TLB: i32 = 48;
-    pub(crate) const RAM: i32 = 56;
-    pub(crate) const JUMPS: i32 = 64;
-    /// `CodePlace::context`.
-    pub(crate) const CONTEXT: i32 = 72;
+    pub(crate) const JUMPS: i32 = 56;
+    /// `Cpu::code_context`.
+    pub(crate) const CONTEXT: i32 = 64;
+    pub(crate) const FS: i32 = 72;
+    pub(crate) const GS: i32 = 80;
+    /// Address of the XMM registers in the CPU.
+    pub(crate) const XMM: i32 = 88;
     /// The [`super::Context`].
-    pub(crate) const SHARED: i32 = 80;
-    pub(crate) const FS: i32 = 88;
-    pub(crate) const GS: i32 = 96;
+    pub(crate) const SHARED: i32 = 96;
     /// The exit taken.
     pub(crate) const SITE: i32 = 104;
-    /// A call's target, and its page, while the return address is pushed.
+    /// An indirect branch's target.
     pub(crate) const TARGET: i32 = 112;
-    pub(crate) const TARGET_PAGE: i32 = 120;
+    /// The host's MXCSR, then the guest's.
+    pub(crate) const MXCSR: i32 = 120;
     pub(crate) const BYTES: i32 = 136;
 }
 
@@ -63,31 +65,60 @@ pub(crate) struct Context {
     pub(crate) budget: u64,
     pub(crate) page: u64,
     pub(crate) tlb: u64,
-    pub(crate) ram: u64,
     pub(crate) jumps: u64,
     pub(crate) context: u64,
     pub(crate) fs: u64,
     pub(crate) gs: u64,
+    pub(crate) xmm: u64,
     pub(crate) site: u64,
+    pub(crate) target: u64,
+    pub(crate) mxcsr: u64,
     /// For the slow path: the CPU and its environment, while translated code runs.
     pub(crate) cpu: *mut (),
     pub(crate) env: *mut (),
     pub(crate) slow_calls: u64,
 }
 
+impl Context {
+    pub(crate) fn new() -> Context {
+        Context {
+            gpr: [0; 16],
+            flags: 0,
+            budget: 0,
+            page: 0,
+            tlb: 0,
+            jumps: 0,
+            context: 0,
+            fs: 0,
+            gs: 0,
+            xmm: 0,
+            site: 0,
+            target: 0,
+            mxcsr: 0,
+            cpu: std::ptr::null_mut(),
+            env: std::ptr::null_mut(),
+            slow_calls: 0,
+        }
+    }
+}
+
 const FLAGS: i32 = 128;
 const BUDGET_AT: i32 = 136;
 const PAGE: i32 = 144;
 const SITE: i32 = 200;
+const TARGET: i32 = 208;
+const MXCSR: i32 = 216;
 
 const _: () = assert!(std::mem::offset_of!(Context, flags) == FLAGS as usize);
 const _: () = assert!(std::mem::offset_of!(Context, budget) == BUDGET_AT as usize);
 const _: () = assert!(std::mem::offset_of!(Context, page) == PAGE as usize);
 const _: () = assert!(std::mem::offset_of!(Context, site) == SITE as usize);
+const _: () = assert!(std::mem::offset_of!(Context, target) == TARGET as usize);
+const _: () = assert!(std::mem::offset_of!(Context, mxcsr) == MXCSR as usize);
 
 /// Frame slots that are filled from the context, in order from [`PAGE`] on.
 const COPIED: [i32; 7] =
-    [slot::PAGE, slot::TLB, slot::RAM, slot::JUMPS, slot::CONTEXT, slot::FS, slot::GS];
+    [slot::PAGE, slot::TLB, slot::JUMPS, slot::CONTEXT, slot::FS, slot::GS, slot::XMM];
 
 /// Addresses of the stubs.
 #[derive(Clone, Copy, Debug)]
@@ -96,15 +127,49 @@ pub(crate) struct Stubs {
     pub(crate) enter: u64,
     /// Leaves translated code.
     pub(crate) exit: u64,
-    /// Called with a linear address in S and a `SlowAccess` in T; comes back with a host address in S or
-    /// leaves by the site in the frame.
+    /// Called with a linear address in S and a size, with bit 16 set for a store, in T; comes back
+    /// with a host address in S, or 0.
     pub(crate) slow: u64,
+    /// Jumped to with a linear address in T: goes on there if the jump table knows it, or leaves.
+    pub(crate) far: u64,
+}
+
+/// Entries of a jump table.
+pub(crate) const JUMPS: usize = 4096;
+
+/// A link from a linear address to a translation.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Jump {
+    pub(crate) linear: u64,
+    pub(crate) context: u64,
+    pub(crate) code: u64,
+    pub(crate) page: u64,
+}
+
+/// Where in the table a linear address is.
+pub(crate) fn jump_index(linear: u64) -> usize {
+    ((linear ^ linear >> 12) & (JUMPS as u64 - 1)) as usize
 }
 
 const SAVED: [u8; 6] = [reg::RBX, reg::RBP, reg::R12, reg::R13, reg::R14, reg::R15];
 /// Registers that the slow path's callee may clobber and that hold something.
-const CALLER_SAVED: [u8; 7] =
-    [reg::RAX, reg::RCX, reg::RDX, reg::RSI, reg::RDI, reg::R8, reg::R9];
+const CALLER_SAVED: [u8; 7] = [reg::RAX, reg::RCX, reg::RDX, reg::RSI, reg::RDI, reg::R8, reg::R9];
+
+impl Emitter {
+    /// Leaves by a site.
+    pub(crate) fn leave(&mut self, site: u32, exit: u64) {
+        self.store_imm32(reg::RSP, slot::SITE, site);
+        self.jmp_to(exit);
+    }
+}
+
+/// Moves all XMM registers to (`store`) or from where `base` points.
+fn move_xmm(e: &mut Emitter, base: u8, store: bool) {
+    for number in 0..16u8 {
+        e.xmm_move(number, base, i32::from(number) * 16, store);
+    }
+}
 
 pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
     let enter = e.here();
@@ -117,6 +182,10 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
         e.load(reg::RAX, reg::RDI, PAGE + 8 * n as i32);
         e.store(reg::RSP, to, reg::RAX);
     }
+    e.stmxcsr(reg::RSP, slot::MXCSR);
+    e.ldmxcsr(reg::RDI, MXCSR);
+    e.load(S, reg::RSP, slot::XMM);
+    move_xmm(e, S, false);
     e.mov(S, reg::RSI);
     e.mov(T, reg::RDI);
     for number in 0..16 {
@@ -133,6 +202,26 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
     e.load(BUDGET, T, BUDGET_AT);
     e.jmp_reg(S);
 
+    let far = e.here();
+    e.mov(S, T);
+    e.shift(5, S, 12);
+    e.alu(Alu::Xor, S, T);
+    e.alu_imm(Alu::And, S, JUMPS as i32 - 1);
+    e.shift(4, S, 5);
+    e.alu_mem(Alu::Add, S, reg::RSP, slot::JUMPS);
+    e.alu_mem(Alu::Cmp, T, S, 0);
+    let other_address = e.jcc(cc::NE);
+    e.load(T, reg::RSP, slot::CONTEXT);
+    e.alu_mem(Alu::Cmp, T, S, 8);
+    let other_context = e.jcc(cc::NE);
+    e.load(T, S, 24);
+    e.store(reg::RSP, slot::PAGE, T);
+    e.jmp_mem(S, 16);
+    e.fill(other_context);
+    e.load(T, S, 0);
+    e.fill(other_address);
+    e.store(reg::RSP, slot::TARGET, T);
+
     let exit = e.here();
     e.load(T, reg::RSP, slot::SHARED);
     e.store(T, FLAGS, reg::RAX);
@@ -147,35 +236,39 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
             }
         }
     }
-    e.load(S, reg::RSP, slot::PAGE);
-    e.store(T, PAGE, S);
-    e.load(S, reg::RSP, slot::SITE);
-    e.store(T, SITE, S);
+    for (from, to) in [(slot::PAGE, PAGE), (slot::SITE, SITE), (slot::TARGET, TARGET)] {
+        e.load(S, reg::RSP, from);
+        e.store(T, to, S);
+    }
+    e.load(S, reg::RSP, slot::XMM);
+    move_xmm(e, S, true);
+    e.stmxcsr(T, MXCSR);
+    e.ldmxcsr(reg::RSP, slot::MXCSR);
     e.alu_imm(Alu::Add, reg::RSP, slot::BYTES);
     for r in SAVED.into_iter().rev() {
         e.pop(r);
     }
-    e.raw(&[0xc3]);
+    e.ret();
 
     let slow_at = e.here();
     for r in CALLER_SAVED {
         e.push(r);
     }
-    // The return address and seven registers lie above the frame.
-    e.load(reg::RDI, reg::RSP, 64 + slot::SHARED);
+    // The return address and seven registers lie below the frame.
+    const BELOW: i32 = 64;
+    e.load(reg::RAX, reg::RSP, BELOW + slot::XMM);
+    move_xmm(e, reg::RAX, true);
+    e.load(reg::RDI, reg::RSP, BELOW + slot::SHARED);
     e.mov(reg::RSI, S);
     e.mov(reg::RDX, T);
     e.mov_imm64(reg::RAX, slow);
     e.call_reg(reg::RAX);
     e.mov(S, reg::RAX);
+    e.load(reg::RAX, reg::RSP, BELOW + slot::XMM);
+    move_xmm(e, reg::RAX, false);
     for r in CALLER_SAVED.into_iter().rev() {
         e.pop(r);
     }
-    e.test(S, S);
-    let failed = e.jcc(cc::E);
-    e.raw(&[0xc3]);
-    e.fill(failed);
-    e.alu_imm(Alu::Add, reg::RSP, 8);
-    e.jmp_to(exit);
-    Stubs { enter, exit, slow: slow_at }
+    e.ret();
+    Stubs { enter, exit, slow: slow_at, far }
 }

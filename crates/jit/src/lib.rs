@@ -1,0 +1,14 @@
+//! The translator: an engine that turns guest code into host code, block by block.
+//!
+//! It executes only what it can execute exactly, with the step count exact at every exit, and leaves the rest
+//! to the interpreter (`cpu::Engine`). See `docs/engine.md`.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod cache;
+mod emit;
+mod frame;
+mod scan;
+mod translate;
+mod translator;
+
+pub use translator::{NotPossible, Translator};

@@ -1,0 +1,467 @@
+//! Finds the instructions that one translation covers, and what each does to registers and flags.
+//!
+//! A translation is a trace: it starts anywhere on a page of code, follows jumps within the page and goes
+//! on behind conditional branches, up to an instruction that the engine does not know, a
+//! branch that leaves the page, or [`TRACE_MAX`] instructions.
+
+use crate::frame::{Home, home};
+use cpu::DECODER_OPTIONS;
+use x86::iced::{
+    Code, CpuidFeature, Decoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register, RflagsBits,
+};
+
+/// Longest trace, in instructions.
+pub(crate) const TRACE_MAX: usize = 48;
+
+/// The six arithmetic flags as iced numbers them.
+pub(crate) const ALL_FLAGS: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
+
+/// What of the mode an SSE instruction wants: CR0.EM and CR0.TS clear, CR4.OSFXSR set.
+const SSE_OFF: u32 = 1 << 3 | 1 << 4;
+const SSE_ON: u32 = 1 << 6;
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The host's own instruction, on other registers.
+    Copy,
+    /// A copy that also has to keep the flags it leaves alone.
+    CopyKeepingFlags,
+    /// A shift by CL: writes no flags if CL is 0.
+    ShiftByCl,
+    /// Nothing to do.
+    Nop,
+    /// IMUL with two or three operands.
+    ImulTo,
+    /// MUL, IMUL with one operand.
+    MulWide {
+        signed: bool,
+    },
+    DivWide {
+        signed: bool,
+    },
+    /// BSF, BSR.
+    BitScan,
+    /// CBW to CQO.
+    Extend,
+    CmpXchg,
+    Push,
+    Pop,
+    Leave,
+    Jcc,
+    Jmp,
+    JmpIndirect,
+    Call,
+    CallIndirect,
+    Ret,
+    Lea,
+    /// CLC, STC, CMC.
+    Carry,
+}
+
+/// One instruction of a trace.
+#[derive(Clone, Debug)]
+pub(crate) struct Insn {
+    pub(crate) ins: Instruction,
+    pub(crate) kind: Kind,
+    /// Where on the page it starts, and where the next one does.
+    pub(crate) at: u16,
+    pub(crate) next: u16,
+    /// Flags that it reads; those that it gives a value, whether the manual defines it or not.
+    pub(crate) reads: u32,
+    pub(crate) writes: u32,
+    /// General registers that it writes, one bit each.
+    pub(crate) sets: u16,
+    /// It can leave the translation before it is done.
+    pub(crate) exits: bool,
+    /// Flags that somebody may want after it.
+    pub(crate) live: u32,
+    /// Size and direction of its memory operand.
+    pub(crate) access: Option<Access>,
+}
+
+/// A memory operand's access.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub(crate) bytes: u32,
+    pub(crate) write: bool,
+    /// #GP if the address is not a multiple of 16.
+    pub(crate) aligned: bool,
+}
+
+/// How a trace ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With its last instruction, a branch.
+    Branch,
+    /// Goes on at this place on the page, which may be the start of the next one.
+    At(u16),
+    /// The interpreter has to do the instruction at this place.
+    Unknown(u16),
+}
+
+/// A trace.
+pub(crate) struct Trace {
+    pub(crate) insns: Vec<Insn>,
+    pub(crate) end: End,
+}
+
+/// Reads the trace that starts at `start` on a page.
+pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32) -> Trace {
+    let mut info = InstructionInfoFactory::new();
+    let mut insns: Vec<Insn> = Vec::new();
+    let mut at = start;
+    let end = loop {
+        if at == 4096 || insns.len() == TRACE_MAX || insns.iter().any(|insn| insn.at == at) {
+            break End::At(at);
+        }
+        let bytes = &page[usize::from(at)..];
+        let mut decoder = Decoder::with_ip(64, bytes, u64::from(at), DECODER_OPTIONS);
+        let ins = decoder.decode();
+        let Some(insn) = understand(&ins, at, meaning, &mut info) else { break End::Unknown(at) };
+        let kind = insn.kind;
+        let next = insn.next;
+        insns.push(insn);
+        match kind {
+            Kind::Jmp => match page_place(ins.near_branch64()) {
+                Some(target) => at = target,
+                None => break End::Branch,
+            },
+            Kind::JmpIndirect | Kind::Call | Kind::CallIndirect | Kind::Ret => break End::Branch,
+            _ => at = next,
+        }
+    };
+    let mut trace = Trace { insns, end };
+    find_live_flags(&mut trace);
+    trace
+}
+
+/// A branch target as a place on the page, if it is on it.
+pub(crate) fn page_place(target: u64) -> Option<u16> {
+    (target < 4096).then_some(target as u16)
+}
+
+fn find_live_flags(trace: &mut Trace) {
+    let mut live = ALL_FLAGS;
+    for insn in trace.insns.iter_mut().rev() {
+        insn.live = live;
+        live = if insn.exits { ALL_FLAGS } else { live & !insn.writes | insn.reads };
+    }
+}
+
+fn understand(
+    ins: &Instruction,
+    at: u16,
+    meaning: u32,
+    info: &mut InstructionInfoFactory,
+) -> Option<Insn> {
+    if ins.is_invalid() {
+        return None;
+    }
+    let kind = kind_of(ins, meaning)?;
+    let used = info.info(ins);
+    let mut sets = 0;
+    for register in used.used_registers() {
+        let full = register.register().full_register();
+        let is_written = !matches!(
+            register.access(),
+            OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess | OpAccess::None
+        );
+        if full.is_gpr64() && is_written {
+            sets |= 1 << full.number();
+        }
+    }
+    let mut access = None;
+    if has_memory_operand(ins) && kind != Kind::Lea && kind != Kind::Nop {
+        let write = used.used_memory().iter().any(|memory| {
+            let is_stack =
+                memory.base() == Register::RSP && matches!(kind, Kind::Push | Kind::CallIndirect);
+            !is_stack
+                && !matches!(
+                    memory.access(),
+                    OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess | OpAccess::None
+                )
+        });
+        let bytes = ins.memory_size().size() as u32;
+        if bytes == 0 || bytes > 16 {
+            return None;
+        }
+        access = Some(Access { bytes, write, aligned: bytes == 16 && wants_alignment(ins) });
+    }
+    let mut reads = ins.rflags_read() & ALL_FLAGS;
+    let mut writes = ins.rflags_modified() & ALL_FLAGS;
+    match kind {
+        // As the project defines what the manual leaves open, or because it may not happen.
+        Kind::DivWide { .. } => writes = 0,
+        Kind::BitScan => writes = RflagsBits::ZF,
+        Kind::ShiftByCl => (reads, writes) = (0, 0),
+        Kind::CopyKeepingFlags => match ins.mnemonic() {
+            Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => writes = RflagsBits::CF,
+            _ => {}
+        },
+        Kind::Nop => (reads, writes) = (0, 0),
+        _ => {}
+    }
+    let exits = access.is_some()
+        || matches!(
+            kind,
+            Kind::Push
+                | Kind::Pop
+                | Kind::Leave
+                | Kind::DivWide { .. }
+                | Kind::Jcc
+                | Kind::Call
+                | Kind::CallIndirect
+                | Kind::Ret
+                | Kind::JmpIndirect
+        );
+    let next = at + ins.len() as u16;
+    Some(Insn { ins: *ins, kind, at, next, reads, writes, sets, exits, live: 0, access })
+}
+
+fn has_memory_operand(ins: &Instruction) -> bool {
+    ins.op_kinds().any(|kind| kind == OpKind::Memory)
+}
+
+/// True for the instructions whose 16-byte operand has to be aligned.
+fn wants_alignment(ins: &Instruction) -> bool {
+    !matches!(
+        ins.mnemonic(),
+        Mnemonic::Movups
+            | Mnemonic::Movupd
+            | Mnemonic::Movdqu
+            | Mnemonic::Lddqu
+            | Mnemonic::Pcmpistri
+            | Mnemonic::Pcmpistrm
+    )
+}
+
+fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
+    if uses_what_has_no_home(ins) || !is_reachable(ins) {
+        return None;
+    }
+    let by_memory_bits = |kind| {
+        // A bit number in a register reaches beyond the operand.
+        let register_bit = has_memory_operand(ins) && ins.op1_kind() == OpKind::Register;
+        (!register_bit).then_some(kind)
+    };
+    let shift = || match ins.op1_kind() {
+        OpKind::Register => wide_operand(ins).then_some(Kind::ShiftByCl),
+        _ => shifts_within(ins).then_some(Kind::Copy),
+    };
+    match ins.mnemonic() {
+        Mnemonic::Add
+        | Mnemonic::Or
+        | Mnemonic::Adc
+        | Mnemonic::Sbb
+        | Mnemonic::And
+        | Mnemonic::Sub
+        | Mnemonic::Xor
+        | Mnemonic::Cmp
+        | Mnemonic::Test
+        | Mnemonic::Movzx
+        | Mnemonic::Movsx
+        | Mnemonic::Movsxd
+        | Mnemonic::Neg
+        | Mnemonic::Not
+        | Mnemonic::Xchg
+        | Mnemonic::Xadd
+        | Mnemonic::Popcnt
+        | Mnemonic::Movnti
+        | Mnemonic::Crc32 => Some(Kind::Copy),
+        Mnemonic::Mov => is_plain_mov(ins).then_some(Kind::Copy),
+        Mnemonic::Bswap => (ins.op0_register().size() != 2).then_some(Kind::Copy),
+        Mnemonic::Inc | Mnemonic::Dec => Some(Kind::CopyKeepingFlags),
+        Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar => shift(),
+        Mnemonic::Rol | Mnemonic::Ror => match ins.op1_kind() {
+            OpKind::Register => None,
+            _ => shifts_within(ins).then_some(Kind::CopyKeepingFlags),
+        },
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => {
+            by_memory_bits(Kind::CopyKeepingFlags)
+        }
+        Mnemonic::Bsf | Mnemonic::Bsr => Some(Kind::BitScan),
+        Mnemonic::Lea => Some(Kind::Lea),
+        Mnemonic::Imul if ins.op_count() > 1 => Some(Kind::ImulTo),
+        Mnemonic::Imul => wide_operand(ins).then_some(Kind::MulWide { signed: true }),
+        Mnemonic::Mul => wide_operand(ins).then_some(Kind::MulWide { signed: false }),
+        Mnemonic::Div => wide_operand(ins).then_some(Kind::DivWide { signed: false }),
+        Mnemonic::Idiv => wide_operand(ins).then_some(Kind::DivWide { signed: true }),
+        Mnemonic::Cbw
+        | Mnemonic::Cwde
+        | Mnemonic::Cdqe
+        | Mnemonic::Cwd
+        | Mnemonic::Cdq
+        | Mnemonic::Cqo => Some(Kind::Extend),
+        Mnemonic::Cmpxchg => has_memory_operand(ins).then_some(Kind::CmpXchg),
+        Mnemonic::Push => matches!(
+            ins.code(),
+            Code::Push_r64 | Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Push_rm64
+        )
+        .then_some(Kind::Push),
+        Mnemonic::Pop => matches!(ins.code(), Code::Pop_r64).then_some(Kind::Pop),
+        Mnemonic::Leave => (ins.code() == Code::Leaveq).then_some(Kind::Leave),
+        Mnemonic::Jmp => match ins.code() {
+            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Some(Kind::Jmp),
+            Code::Jmp_rm64 => Some(Kind::JmpIndirect),
+            _ => None,
+        },
+        Mnemonic::Call => match ins.code() {
+            Code::Call_rel32_64 => Some(Kind::Call),
+            Code::Call_rm64 => Some(Kind::CallIndirect),
+            _ => None,
+        },
+        Mnemonic::Ret => matches!(ins.code(), Code::Retnq | Code::Retnq_imm16).then_some(Kind::Ret),
+        Mnemonic::Nop
+        | Mnemonic::Pause
+        | Mnemonic::Reservednop
+        | Mnemonic::Prefetcht0
+        | Mnemonic::Prefetcht1
+        | Mnemonic::Prefetcht2
+        | Mnemonic::Prefetchnta => Some(Kind::Nop),
+        Mnemonic::Clc | Mnemonic::Stc | Mnemonic::Cmc => Some(Kind::Carry),
+        _ if ins.is_jcc_short_or_near() => {
+            (ins.op0_kind() == OpKind::NearBranch64).then_some(Kind::Jcc)
+        }
+        _ if is_setcc(ins) || is_cmovcc(ins) => Some(Kind::Copy),
+        _ if meaning & (SSE_OFF | SSE_ON) == SSE_ON && is_copied_sse(ins) => Some(Kind::Copy),
+        _ => None,
+    }
+}
+
+/// True if the constant shift count is neither 0 nor beyond the operand.
+fn shifts_within(ins: &Instruction) -> bool {
+    let bits = 8 * operand_bytes(ins);
+    let count = ins.immediate(1) as u32 & if bits == 64 { 63 } else { 31 };
+    count != 0 && count < bits
+}
+
+/// Size of the first operand.
+pub(crate) fn operand_bytes(ins: &Instruction) -> u32 {
+    match ins.op0_kind() {
+        OpKind::Memory => ins.memory_size().size() as u32,
+        _ => ins.op0_register().size() as u32,
+    }
+}
+
+/// 32 or 64 bits.
+fn wide_operand(ins: &Instruction) -> bool {
+    operand_bytes(ins) >= 4
+}
+
+/// True if every address that is computed from the page can be, and enough registers are free.
+fn is_reachable(ins: &Instruction) -> bool {
+    let fits = |distance: u64| i32::try_from(distance as i64).is_ok();
+    let mut slots: Vec<Register> = (0..ins.op_count())
+        .filter(|n| ins.op_kind(*n) == OpKind::Register && ins.op_register(*n).is_gpr())
+        .map(|n| ins.op_register(n).full_register())
+        .filter(|register| matches!(home(register.number() as u8), Home::Slot(_)))
+        .collect();
+    slots.dedup();
+    let is_branch = ins.op_count() > 0 && ins.op0_kind() == OpKind::NearBranch64;
+    if is_branch && !fits(ins.near_branch64()) || slots.len() > 2 {
+        return false;
+    }
+    if !has_memory_operand(ins) {
+        return true;
+    }
+    let by_page = ins.memory_base() == Register::RIP;
+    slots.len() < 2
+        && ins.memory_base() != Register::EIP
+        && (!by_page || fits(ins.memory_displacement64()))
+}
+
+fn is_setcc(ins: &Instruction) -> bool {
+    matches!(
+        ins.mnemonic(),
+        Mnemonic::Seta
+            | Mnemonic::Setae
+            | Mnemonic::Setb
+            | Mnemonic::Setbe
+            | Mnemonic::Sete
+            | Mnemonic::Setg
+            | Mnemonic::Setge
+            | Mnemonic::Setl
+            | Mnemonic::Setle
+            | Mnemonic::Setne
+            | Mnemonic::Setno
+            | Mnemonic::Setnp
+            | Mnemonic::Setns
+            | Mnemonic::Seto
+            | Mnemonic::Setp
+            | Mnemonic::Sets
+    )
+}
+
+fn is_cmovcc(ins: &Instruction) -> bool {
+    matches!(
+        ins.mnemonic(),
+        Mnemonic::Cmova
+            | Mnemonic::Cmovae
+            | Mnemonic::Cmovb
+            | Mnemonic::Cmovbe
+            | Mnemonic::Cmove
+            | Mnemonic::Cmovg
+            | Mnemonic::Cmovge
+            | Mnemonic::Cmovl
+            | Mnemonic::Cmovle
+            | Mnemonic::Cmovne
+            | Mnemonic::Cmovno
+            | Mnemonic::Cmovnp
+            | Mnemonic::Cmovns
+            | Mnemonic::Cmovo
+            | Mnemonic::Cmovp
+            | Mnemonic::Cmovs
+    )
+}
+
+/// High byte registers, segment, control and debug registers, x87 and MMX.
+fn uses_what_has_no_home(ins: &Instruction) -> bool {
+    (0..ins.op_count()).any(|n| {
+        if ins.op_kind(n) != OpKind::Register {
+            return false;
+        }
+        let register = ins.op_register(n);
+        let is_high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+        is_high || !(register.is_gpr() || register.is_xmm())
+    })
+}
+
+fn is_plain_mov(ins: &Instruction) -> bool {
+    ins.op_kinds().all(|kind| !matches!(kind, OpKind::FarBranch16 | OpKind::FarBranch32))
+}
+
+/// SSE to SSE4.2 that the host does as the manual defines, without MMX registers.
+fn is_copied_sse(ins: &Instruction) -> bool {
+    let is_sse = ins.cpuid_features().iter().all(|feature| {
+        matches!(
+            feature,
+            CpuidFeature::SSE
+                | CpuidFeature::SSE2
+                | CpuidFeature::SSE3
+                | CpuidFeature::SSSE3
+                | CpuidFeature::SSE4_1
+                | CpuidFeature::SSE4_2
+        )
+    });
+    let has_xmm = (0..ins.op_count())
+        .any(|n| ins.op_kind(n) == OpKind::Register && ins.op_register(n).is_xmm());
+    is_sse
+        && has_xmm
+        && !matches!(
+            ins.mnemonic(),
+            Mnemonic::Rcpps
+                | Mnemonic::Rcpss
+                | Mnemonic::Rsqrtps
+                | Mnemonic::Rsqrtss
+                | Mnemonic::Maskmovdqu
+                | Mnemonic::Pcmpestri
+                | Mnemonic::Pcmpestrm
+        )
+}

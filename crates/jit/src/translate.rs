@@ -1,0 +1,1070 @@
+//! From a trace to host code.
+//!
+//! Arithmetic flags: at every border between translations, and in every exit, they are in their home, AH
+//! and AL. In between they are wherever that costs least: in the host's RFLAGS as long as nothing else
+//! writes those, and otherwise as a [`Recipe`] that computes them again from registers, which costs nothing
+//! unless somebody looks. Only where neither serves are they saved at once.
+
+use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
+
+use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
+use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
+use crate::scan::{Access, End, Kind, Trace, operand_bytes, page_place};
+
+/// What a translation does when it leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    /// Place on the page of the instruction that comes next, or of the branch that was done.
+    pub(crate) at: u16,
+    /// Steps that were charged and not done.
+    pub(crate) undo: u16,
+    pub(crate) exit: Exit,
+}
+
+/// Why a translation left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Exit {
+    /// The interpreter has to do the next instruction.
+    Interpret,
+    /// The budget does not cover the translation.
+    Budget,
+    /// Goes on at a place on the same page; the jump whose distance is at this offset in the cache can be
+    /// made to lead there.
+    Link { target: u16, patch: u32 },
+    /// A branch to this distance from the page was done.
+    Goto { target: i64 },
+    /// A branch to the address in the frame was done; to undo it, add this to RSP.
+    Indirect { rsp: i64 },
+    /// The translation has been dropped.
+    Dropped,
+}
+
+/// How to compute the flags again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Recipe {
+    op: RecipeOp,
+    bytes: u8,
+    a: u8,
+    b: Source,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RecipeOp {
+    Cmp,
+    Test,
+    /// `a` is the sum with `b`.
+    Add,
+    /// `a` is the difference to `b`.
+    Sub,
+    Neg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Gpr(u8),
+    Imm(i32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FlagState {
+    Home,
+    Recipe(Recipe),
+    /// Nobody will look.
+    Dead,
+}
+
+/// Code that is rarely run, emitted behind the rest.
+enum Cold {
+    /// An access that the TLB did not serve.
+    Slow { hole: Hole, back: u64, access: Access, flags: FlagState, site: u32 },
+    /// Leaves.
+    Leave { holes: Vec<Hole>, flags: FlagState, site: u32 },
+    /// A conditional branch was taken.
+    Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
+}
+
+/// Emits one translation.
+pub(crate) struct Gen<'a> {
+    e: Emitter,
+    encoder: Encoder,
+    stubs: Stubs,
+    sites: &'a mut Vec<Site>,
+    trace: &'a Trace,
+    start: u16,
+    /// Steps of the whole trace.
+    steps: u16,
+    cold: Vec<Cold>,
+    flags: FlagState,
+    /// The host's RFLAGS hold the guest's flags.
+    native: bool,
+    base_offset: u32,
+}
+
+impl<'a> Gen<'a> {
+    pub(crate) fn new(
+        trace: &'a Trace,
+        start: u16,
+        stubs: Stubs,
+        sites: &'a mut Vec<Site>,
+        base: u64,
+        base_offset: u32,
+    ) -> Gen<'a> {
+        Gen {
+            e: Emitter::new(base),
+            encoder: Encoder::new(64),
+            stubs,
+            sites,
+            trace,
+            start,
+            steps: trace.insns.len() as u16,
+            cold: Vec::new(),
+            flags: FlagState::Home,
+            native: false,
+            base_offset,
+        }
+    }
+
+    /// Emits the whole translation.
+    pub(crate) fn run(mut self) -> Vec<u8> {
+        if self.steps > 0 {
+            self.e.alu_imm(Alu::Sub, BUDGET, i32::from(self.steps));
+            let hole = self.e.jcc(cc::S);
+            let site = self.site(self.start, self.steps, Exit::Budget);
+            self.cold.push(Cold::Leave { holes: vec![hole], flags: FlagState::Home, site });
+        }
+        for index in 0..self.trace.insns.len() {
+            self.insn(index);
+        }
+        match self.trace.end {
+            End::Branch => {}
+            End::At(at) => {
+                self.settle_flags();
+                self.go_on_at(u64::from(at), at);
+            }
+            End::Unknown(at) => {
+                self.settle_flags();
+                let site = self.site(at, 0, Exit::Interpret);
+                self.leave(site);
+            }
+        }
+        for cold in std::mem::take(&mut self.cold) {
+            self.cold(cold);
+        }
+        self.e.bytes
+    }
+
+    fn site(&mut self, at: u16, undo: u16, exit: Exit) -> u32 {
+        self.sites.push(Site { at, undo, exit });
+        self.sites.len() as u32 - 1
+    }
+
+    /// Steps that were charged and are not done before instruction `index`.
+    fn undo(&self, index: usize) -> u16 {
+        self.steps - index as u16
+    }
+
+    fn leave(&mut self, site: u32) {
+        self.e.leave(site, self.stubs.exit);
+    }
+
+    /// Leaves before instruction `index`, unless the branch that `hole` belongs to is not taken.
+    fn leave_before(&mut self, index: usize, holes: Vec<Hole>) {
+        let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
+        self.cold.push(Cold::Leave { holes, flags: self.flags, site });
+    }
+
+    fn cold(&mut self, cold: Cold) {
+        match cold {
+            Cold::Slow { hole, back, access, flags, site } => {
+                self.e.fill(hole);
+                let tag = if access.write { 8 } else { 0 };
+                self.e.alu_mem(Alu::Add, S, T, tag);
+                self.e.mov_imm32(T, access.bytes | u32::from(access.write) << 16);
+                self.e.call_to(self.stubs.slow);
+                self.e.test(S, S);
+                let done = self.e.jcc(cc::NE);
+                self.e.fill_to(done, back);
+                self.leave_with(flags, site);
+            }
+            Cold::Leave { holes, flags, site } => {
+                holes.into_iter().for_each(|hole| self.e.fill(hole));
+                self.leave_with(flags, site);
+            }
+            Cold::Taken { hole, flags, undo, target, at } => {
+                self.e.fill(hole);
+                if let FlagState::Recipe(_) = flags {
+                    // Between the instruction that made them and here nothing wrote the host's flags.
+                    self.e.save_flags();
+                }
+                if undo > 0 {
+                    self.e.alu_imm(Alu::Add, BUDGET, i32::from(undo));
+                }
+                self.go_on_at(target, at);
+            }
+        }
+    }
+
+    fn leave_with(&mut self, flags: FlagState, site: u32) {
+        if let FlagState::Recipe(recipe) = flags {
+            self.recompute(recipe);
+            self.e.save_flags();
+        }
+        self.leave(site);
+    }
+
+    /// Goes on at a distance from the page, after the branch at `at`. The flags are at home.
+    fn go_on_at(&mut self, target: u64, at: u16) {
+        match page_place(target) {
+            Some(place) if place == self.start => {
+                let head = self.e.base;
+                self.e.jmp_to(head);
+            }
+            Some(place) => {
+                let hole = self.e.jmp();
+                let patch = self.base_offset + hole.0 as u32;
+                self.e.fill(hole);
+                let site = self.site(at, 0, Exit::Link { target: place, patch });
+                self.leave(site);
+            }
+            None => {
+                self.page_address(T, target);
+                self.far(at, Exit::Goto { target: target as i64 });
+            }
+        }
+    }
+
+    /// Goes on at the linear address in T, after the branch at `at`.
+    fn far(&mut self, at: u16, exit: Exit) {
+        let site = self.site(at, 0, exit);
+        self.e.store_imm32(reg::RSP, slot::SITE, site);
+        self.e.jmp_to(self.stubs.far);
+    }
+
+    /// `dst` = the address at a distance from the running code's page.
+    fn page_address(&mut self, dst: u8, distance: u64) {
+        self.e.load(dst, reg::RSP, slot::PAGE);
+        let distance = i32::try_from(distance as i64).expect("checked when the trace was read");
+        self.e.lea(dst, dst, distance);
+    }
+
+    // ---- flags
+
+    /// Has the flags of `wanted` in the host's RFLAGS. Uses T.
+    fn want_flags(&mut self, wanted: u32) {
+        if self.native || wanted == 0 {
+            return;
+        }
+        match self.flags {
+            FlagState::Home if wanted == x86::iced::RflagsBits::CF => self.e.carry_from_home(),
+            FlagState::Home => {
+                self.e.restore_flags();
+                self.native = true;
+            }
+            FlagState::Recipe(recipe) => {
+                self.recompute(recipe);
+                self.native = true;
+            }
+            FlagState::Dead => {}
+        }
+    }
+
+    /// Has the flags in their home. Uses T.
+    fn settle_flags(&mut self) {
+        if let FlagState::Recipe(recipe) = self.flags {
+            if !self.native {
+                self.recompute(recipe);
+            }
+            self.e.save_flags();
+            self.flags = FlagState::Home;
+        }
+    }
+
+    /// After instruction `index` has written flags, which the host's RFLAGS hold; `with_af` if it
+    /// leaves AF set that is 0 by our definition.
+    fn note_flags(&mut self, index: usize, with_af: bool) {
+        let insn = &self.trace.insns[index];
+        let kept = insn.live & !insn.writes;
+        if insn.live == 0 {
+            self.flags = FlagState::Dead;
+            self.native = false;
+        } else if insn.live & insn.writes == 0 {
+            self.native = false;
+        } else if let Some(recipe) = (kept == 0).then(|| self.recipe(index)).flatten() {
+            self.flags = FlagState::Recipe(recipe);
+            self.native = true;
+        } else {
+            self.e.save_flags();
+            self.native = true;
+            if with_af {
+                self.e.clear_saved_af();
+                self.native = false;
+            }
+            self.flags = FlagState::Home;
+        }
+    }
+
+    fn recompute(&mut self, recipe: Recipe) {
+        let Recipe { op, bytes, a, b } = recipe;
+        let bytes = u32::from(bytes);
+        let in_place = matches!(op, RecipeOp::Cmp | RecipeOp::Test);
+        let a = match home(a) {
+            Home::Reg(r) if in_place => r,
+            Home::Reg(r) => {
+                self.e.mov(T, r);
+                T
+            }
+            Home::Slot(from) => {
+                self.e.load(T, reg::RSP, from);
+                T
+            }
+        };
+        match op {
+            RecipeOp::Cmp => self.arith(Alu::Cmp, bytes, a, b),
+            RecipeOp::Test => match b {
+                Source::Gpr(b) => self.e.test_sized(bytes, a, at_home(b)),
+                Source::Imm(value) => self.e.test_imm_sized(bytes, a, value),
+            },
+            RecipeOp::Add => {
+                self.arith(Alu::Sub, bytes, a, b);
+                self.arith(Alu::Add, bytes, a, b);
+            }
+            RecipeOp::Sub => {
+                self.arith(Alu::Add, bytes, a, b);
+                self.arith(Alu::Sub, bytes, a, b);
+            }
+            RecipeOp::Neg => {
+                self.e.neg_sized(bytes, a);
+                self.e.neg_sized(bytes, a);
+            }
+        }
+    }
+
+    fn arith(&mut self, op: Alu, bytes: u32, a: u8, b: Source) {
+        match b {
+            Source::Gpr(b) => self.e.alu_sized(op, bytes, a, at_home(b)),
+            Source::Imm(value) => self.e.alu_imm_sized(op, bytes, a, value),
+        }
+    }
+
+    /// The recipe for the flags of instruction `index`, if there is one that holds as long as it may be
+    /// needed.
+    fn recipe(&self, index: usize) -> Option<Recipe> {
+        let insn = &self.trace.insns[index];
+        let recipe = recipe_of(&insn.ins)?;
+        let mut sources = 1u16 << recipe.a;
+        if let Source::Gpr(b) = recipe.b {
+            sources |= 1 << b;
+        }
+        let mut pending = insn.live;
+        let mut is_spoiled = false;
+        for later in &self.trace.insns[index + 1..] {
+            let is_wanted = later.exits || later.reads & pending != 0;
+            let settles = if later.kind == Kind::ShiftByCl {
+                later.live != 0
+            } else {
+                pending & !later.writes != 0 && later.live & later.writes != 0
+            };
+            if is_spoiled && (is_wanted || settles) {
+                return None;
+            }
+            pending &= !later.writes;
+            // From an instruction on that writes only some flags, all are at home.
+            if pending == 0 || settles {
+                return Some(recipe);
+            }
+            is_spoiled |= later.sets & sources != 0;
+        }
+        (!is_spoiled).then_some(recipe)
+    }
+
+    // ---- memory
+
+    /// S = the linear address of the memory operand. Leaves RFLAGS alone but for a segment base.
+    fn linear_address(&mut self, ins: &Instruction) {
+        self.effective_address(ins, S);
+        let base = match ins.memory_segment() {
+            Register::FS => slot::FS,
+            Register::GS => slot::GS,
+            _ => return,
+        };
+        self.e.alu_mem(Alu::Add, S, reg::RSP, base);
+        self.native = false;
+    }
+
+    /// `dst` (S or a register that is not part of the address) = the offset of the memory operand. Uses T.
+    fn effective_address(&mut self, ins: &Instruction, dst: u8) {
+        let (base, index) = (ins.memory_base(), ins.memory_index());
+        let displacement = ins.memory_displacement64();
+        if base == Register::RIP {
+            return self.page_address(dst, displacement);
+        }
+        let narrow = base.size() == 4
+            || index.size() == 4
+            || base == Register::None && index == Register::None && ins.memory_displ_size() == 4;
+        let displacement = if base == Register::None && index == Register::None {
+            displacement as i64
+        } else {
+            displacement as i32 as i64
+        };
+        let scale = ins.memory_index_scale().trailing_zeros() as u8;
+        let base = (base != Register::None).then(|| self.in_register(base.number() as u8, S));
+        let index = (index != Register::None).then(|| self.in_register(index.number() as u8, T));
+        match (base, index) {
+            (None, None) => return self.e.mov_imm64(dst, displacement as u64),
+            (Some(base), None) if displacement == 0 && !narrow => {
+                if base != dst {
+                    self.e.mov(dst, base);
+                }
+            }
+            (Some(base), None) => self.e.lea(dst, base, displacement as i32),
+            (base, Some(index)) => self.e.lea_index(dst, base, index, scale, displacement as i32),
+        }
+        if narrow {
+            self.e.mov32(dst, dst);
+        }
+    }
+
+    /// The host register that holds a guest register; if it has none, its value in `scratch`.
+    fn in_register(&mut self, number: u8, scratch: u8) -> u8 {
+        match home(number) {
+            Home::Reg(r) => r,
+            Home::Slot(from) => {
+                self.e.load(scratch, reg::RSP, from);
+                scratch
+            }
+        }
+    }
+
+    /// S = host address for an access at the linear address in S by instruction `index`. Uses T and RFLAGS.
+    fn check(&mut self, index: usize, access: Access) {
+        let tag = if access.write { 8 } else { 0 };
+        self.native = false;
+        if access.aligned {
+            self.e.test_imm_sized(1, S, 15);
+            let hole = self.e.jcc(cc::NE);
+            self.leave_before(index, vec![hole]);
+        }
+        self.e.mov(T, S);
+        self.e.shift(5, T, 8);
+        self.e.alu(Alu::Xor, T, S);
+        self.e.alu_imm(Alu::And, T, 0xff000);
+        self.e.shift(5, T, 7);
+        self.e.alu_mem(Alu::Add, T, reg::RSP, slot::TLB);
+        self.e.alu_mem(Alu::Sub, S, T, tag);
+        self.e.alu_imm(Alu::Cmp, S, 4096 - access.bytes as i32);
+        let hole = self.e.jcc(cc::A);
+        self.e.alu_mem(Alu::Add, S, T, 24);
+        let back = self.e.here();
+        let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
+        self.cold.push(Cold::Slow { hole, back, access, flags: self.flags, site });
+    }
+
+    /// S = host address of the memory operand of instruction `index`, if it has one.
+    fn operand(&mut self, index: usize) {
+        let insn = &self.trace.insns[index];
+        if let Some(access) = insn.access {
+            self.linear_address(&insn.ins);
+            self.check(index, access);
+        }
+    }
+
+    /// S = host address of the 8 bytes at RSP plus `delta`.
+    fn stack(&mut self, index: usize, delta: i32, write: bool) {
+        self.e.lea(S, reg::R9, delta);
+        self.check(index, Access { bytes: 8, write, aligned: false });
+    }
+
+    // ---- instructions
+
+    fn insn(&mut self, index: usize) {
+        let insn = &self.trace.insns[index];
+        let ins = insn.ins;
+        match insn.kind {
+            Kind::Nop | Kind::Jmp
+                if index + 1 < self.trace.insns.len() || self.trace.end != End::Branch => {}
+            Kind::Nop => {}
+            Kind::Jmp => {
+                self.settle_flags();
+                self.go_on_at(ins.near_branch64(), insn.at);
+            }
+            Kind::Copy => self.copy(index),
+            Kind::CopyKeepingFlags => {
+                self.operand(index);
+                if insn.live & insn.writes != 0 {
+                    self.want_flags(insn.live & !insn.writes);
+                }
+                let full = insn.live & !insn.writes != 0 && insn.live & insn.writes != 0;
+                let native = self.native;
+                self.encode(index);
+                // Only the carry was fetched: the others are those of the instruction, none is missing.
+                debug_assert!(
+                    !full || native || insn.live & !insn.writes == x86::iced::RflagsBits::CF
+                );
+                self.note_flags(index, false);
+            }
+            Kind::ShiftByCl => self.shift_by_cl(index),
+            Kind::ImulTo => self.imul_to(index),
+            Kind::MulWide { signed } => self.mul_wide(index, signed),
+            Kind::DivWide { signed } => self.div_wide(index, signed),
+            Kind::BitScan => self.bit_scan(index),
+            Kind::Extend => self.extend(ins.mnemonic()),
+            Kind::CmpXchg => self.cmpxchg(index),
+            Kind::Push => self.push(index),
+            Kind::Pop => {
+                self.stack(index, 0, false);
+                self.e.load(T, S, 0);
+                self.e.lea(reg::R9, reg::R9, 8);
+                self.set_gpr(ins.op0_register().number() as u8, T);
+            }
+            Kind::Leave => {
+                self.e.mov(S, reg::RBP);
+                self.check(index, Access { bytes: 8, write: false, aligned: false });
+                self.e.load(T, S, 0);
+                self.e.lea(reg::R9, reg::RBP, 8);
+                self.e.mov(reg::RBP, T);
+            }
+            Kind::Lea => self.lea(&ins),
+            Kind::Carry => {
+                if insn.live != 0 {
+                    self.settle_flags();
+                    match ins.mnemonic() {
+                        Mnemonic::Clc => self.e.raw(&[0x80, 0xe4, 0xfe]),
+                        Mnemonic::Stc => self.e.raw(&[0x80, 0xcc, 0x01]),
+                        _ => self.e.raw(&[0x80, 0xf4, 0x01]),
+                    }
+                }
+                self.native = false;
+            }
+            Kind::Jcc => {
+                self.want_flags(insn.reads);
+                let hole = self.e.jcc(condition(&ins));
+                let undo = self.undo(index) - 1;
+                if !self.native {
+                    debug_assert_eq!(self.flags, FlagState::Home);
+                }
+                self.cold.push(Cold::Taken {
+                    hole,
+                    flags: self.flags,
+                    undo,
+                    target: ins.near_branch64(),
+                    at: insn.at,
+                });
+            }
+            Kind::JmpIndirect => {
+                self.settle_flags();
+                self.branch_target(index);
+                self.far(insn.at, Exit::Indirect { rsp: 0 });
+            }
+            Kind::Call => {
+                self.settle_flags();
+                self.call(index, page_place(ins.near_branch64()));
+            }
+            Kind::CallIndirect => {
+                self.settle_flags();
+                self.call(index, None);
+            }
+            Kind::Ret => {
+                self.settle_flags();
+                self.stack(index, 0, false);
+                self.e.load(T, S, 0);
+                let extra = if ins.op_count() > 0 { i32::from(ins.immediate16()) } else { 0 };
+                self.e.lea(reg::R9, reg::R9, 8 + extra);
+                self.far(insn.at, Exit::Indirect { rsp: -i64::from(8 + extra) });
+            }
+        }
+    }
+
+    /// The host's instruction on the host's registers. Memory operands are at S.
+    fn encode(&mut self, index: usize) {
+        let insn = &self.trace.insns[index];
+        let has_memory = insn.access.is_some();
+        let mut ins = ordinary(&insn.ins);
+        ins.set_has_lock_prefix(false);
+        ins.set_has_rep_prefix(false);
+        ins.set_has_repne_prefix(false);
+        ins.set_segment_prefix(Register::None);
+        if has_memory {
+            ins.set_memory_base(Register::R10);
+            ins.set_memory_index(Register::None);
+            ins.set_memory_index_scale(1);
+            ins.set_memory_displacement64(0);
+            ins.set_memory_displ_size(0);
+        }
+        let mut scratches: [Option<(u8, i32)>; 2] = [None, None];
+        let scratch_registers = [T, S];
+        for number in 0..ins.op_count() {
+            if ins.op_kind(number) != OpKind::Register {
+                continue;
+            }
+            let register = ins.op_register(number);
+            if !register.is_gpr() {
+                continue;
+            }
+            let host = match home(register.full_register().number() as u8) {
+                Home::Reg(r) => r,
+                Home::Slot(at) => {
+                    let known =
+                        scratches.iter().position(|used| used.is_some_and(|(_, slot)| slot == at));
+                    let place = known.unwrap_or_else(|| {
+                        let free = usize::from(scratches[0].is_some());
+                        self.e.load(scratch_registers[free], reg::RSP, at);
+                        free
+                    });
+                    scratches[place] = Some((register.full_register().number() as u8, at));
+                    scratch_registers[place]
+                }
+            };
+            ins.set_op_register(number, sized_register(host, register.size()));
+        }
+        self.encode_as(&ins);
+        for (used, scratch) in scratches.into_iter().zip(scratch_registers) {
+            if let Some((number, at)) = used
+                && insn.sets >> number & 1 != 0
+            {
+                self.e.store(reg::RSP, at, scratch);
+            }
+        }
+    }
+
+    fn encode_as(&mut self, ins: &Instruction) {
+        let here = self.e.here();
+        self.encoder.encode(ins, here).expect("a form of the list, on registers of the same class");
+        let bytes = self.encoder.take_buffer();
+        self.e.raw(&bytes);
+        self.encoder.set_buffer(bytes_cleared(bytes));
+    }
+
+    fn copy(&mut self, index: usize) {
+        self.operand(index);
+        let insn = &self.trace.insns[index];
+        self.want_flags(insn.reads);
+        self.encode(index);
+        if insn.writes != 0 {
+            let with_af =
+                matches!(insn.ins.mnemonic(), Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar);
+            self.note_flags(index, with_af);
+        }
+    }
+
+    fn shift_by_cl(&mut self, index: usize) {
+        let insn = &self.trace.insns[index];
+        self.operand(index);
+        self.native = false;
+        if insn.live == 0 {
+            self.encode(index);
+            self.flags = FlagState::Dead;
+            return;
+        }
+        self.settle_flags();
+        let bytes = operand_bytes(&insn.ins);
+        self.e.test_imm_sized(1, reg::RCX, if bytes == 8 { 63 } else { 31 });
+        let zero = self.e.jcc(cc::E);
+        self.encode(index);
+        self.e.save_flags();
+        self.e.clear_saved_af();
+        let done = self.e.jmp();
+        self.e.fill(zero);
+        self.encode(index);
+        self.e.fill(done);
+        self.native = false;
+    }
+
+    /// The flags of a multiplication, from OF and the low half of its result.
+    fn multiplication_flags(&mut self, index: usize, bytes: u32, low: u8) {
+        self.native = false;
+        if self.trace.insns[index].live == 0 {
+            self.flags = FlagState::Dead;
+            return;
+        }
+        self.e.overflow_to_al();
+        self.e.test_sized(bytes, low, RegMem::Reg(low));
+        self.e.carry_from_al();
+        self.flags = FlagState::Home;
+    }
+
+    fn imul_to(&mut self, index: usize) {
+        self.operand(index);
+        self.encode(index);
+        let insn = &self.trace.insns[index];
+        let register = insn.ins.op0_register();
+        let low = match home(register.full_register().number() as u8) {
+            Home::Reg(r) => r,
+            Home::Slot(_) => T,
+        };
+        self.multiplication_flags(index, register.size() as u32, low);
+    }
+
+    /// Where the only operand of instruction `index` is, its memory checked.
+    fn single_operand(&mut self, index: usize) -> RegMem {
+        self.operand(index);
+        let ins = &self.trace.insns[index].ins;
+        match ins.op0_kind() {
+            OpKind::Memory => RegMem::Mem(S, 0),
+            _ => at_home(ins.op0_register().full_register().number() as u8),
+        }
+    }
+
+    fn mul_wide(&mut self, index: usize, signed: bool) {
+        let operand = self.single_operand(index);
+        let bytes = operand_bytes(&self.trace.insns[index].ins);
+        self.e.mov(reg::RAX, reg::R8);
+        self.e.group3(bytes, if signed { 5 } else { 4 }, operand);
+        self.e.mov(reg::R8, reg::RAX);
+        self.multiplication_flags(index, bytes, reg::R8);
+    }
+
+    /// Leaves where the division would fault, and for dividends that fill both halves and signed
+    /// divisors of 0 and -1, of which some do.
+    fn div_wide(&mut self, index: usize, signed: bool) {
+        let operand = self.single_operand(index);
+        let bytes = operand_bytes(&self.trace.insns[index].ins);
+        self.native = false;
+        let mut holes = Vec::new();
+        if signed {
+            self.e.mov(T, reg::R8);
+            self.e.shift_sized(bytes, 7, T, bytes as u8 * 8 - 1);
+            self.e.alu_sized(Alu::Cmp, bytes, reg::RDX, RegMem::Reg(T));
+            holes.push(self.e.jcc(cc::NE));
+            self.e.load_sized(bytes, T, operand);
+            self.e.alu_imm_sized(Alu::Add, bytes, T, 1);
+            self.e.alu_imm_sized(Alu::Cmp, bytes, T, 1);
+            holes.push(self.e.jcc(cc::BE));
+        } else {
+            self.e.alu_sized(Alu::Cmp, bytes, reg::RDX, operand);
+            holes.push(self.e.jcc(cc::AE));
+        }
+        self.leave_before(index, holes);
+        self.e.mov(T, reg::RAX);
+        self.e.mov(reg::RAX, reg::R8);
+        self.e.group3(bytes, if signed { 7 } else { 6 }, operand);
+        self.e.mov(reg::R8, reg::RAX);
+        self.e.mov(reg::RAX, T);
+    }
+
+    fn bit_scan(&mut self, index: usize) {
+        let insn = &self.trace.insns[index];
+        let is_live = insn.live != 0;
+        self.operand(index);
+        if is_live {
+            self.settle_flags();
+        } else {
+            self.flags = FlagState::Dead;
+        }
+        let ins = &insn.ins;
+        let operand = match ins.op1_kind() {
+            OpKind::Memory => RegMem::Mem(S, 0),
+            _ => at_home(ins.op1_register().full_register().number() as u8),
+        };
+        let register = ins.op0_register();
+        let bytes = register.size() as u32;
+        let opcode = if ins.mnemonic() == Mnemonic::Bsf { 0xbc } else { 0xbd };
+        self.e.two_byte(bytes, opcode, T, operand);
+        let zero = self.e.jcc(cc::E);
+        let number = register.full_register().number() as u8;
+        if bytes == 2 {
+            match home(number) {
+                Home::Reg(r) => self.e.mov_sized(2, RegMem::Reg(r), T),
+                Home::Slot(at) => self.e.mov_sized(2, RegMem::Mem(reg::RSP, at), T),
+            }
+        } else {
+            self.set_gpr(number, T);
+        }
+        if is_live {
+            self.e.raw(&[0x80, 0xe4, 0xbf]);
+            let done = self.e.jmp();
+            self.e.fill(zero);
+            self.e.raw(&[0x80, 0xcc, 0x40]);
+            self.e.fill(done);
+        } else {
+            self.e.fill(zero);
+        }
+        self.native = false;
+    }
+
+    fn extend(&mut self, mnemonic: Mnemonic) {
+        let rax = Register::R8;
+        let pair = |code, to: usize, from: usize| {
+            Instruction::with2(
+                code,
+                sized_register(rax.number() as u8, to),
+                sized_register(rax.number() as u8, from),
+            )
+            .expect("two registers")
+        };
+        match mnemonic {
+            Mnemonic::Cbw => self.encode_as(&pair(Code::Movsx_r16_rm8, 2, 1)),
+            Mnemonic::Cwde => self.encode_as(&pair(Code::Movsx_r32_rm16, 4, 2)),
+            Mnemonic::Cdqe => self.encode_as(&pair(Code::Movsxd_r64_rm32, 8, 4)),
+            Mnemonic::Cwd => {
+                let ins = Instruction::with2(Code::Movsx_r32_rm16, Register::R11D, Register::R8W)
+                    .expect("two registers");
+                self.encode_as(&ins);
+                self.e.shift_sized(4, 7, T, 16);
+                self.e.mov_sized(2, RegMem::Reg(reg::RDX), T);
+                self.native = false;
+            }
+            Mnemonic::Cdq => {
+                self.e.mov32(reg::RDX, reg::R8);
+                self.e.shift_sized(4, 7, reg::RDX, 31);
+                self.native = false;
+            }
+            _ => {
+                self.e.mov(reg::RDX, reg::R8);
+                self.e.shift_sized(8, 7, reg::RDX, 63);
+                self.native = false;
+            }
+        }
+    }
+
+    fn cmpxchg(&mut self, index: usize) {
+        self.operand(index);
+        self.e.mov(reg::RAX, reg::R8);
+        self.encode(index);
+        self.e.mov(reg::R8, reg::RAX);
+        if self.trace.insns[index].live == 0 {
+            self.flags = FlagState::Dead;
+            self.native = false;
+        } else {
+            self.e.save_flags();
+            self.flags = FlagState::Home;
+            self.native = true;
+        }
+    }
+
+    fn push(&mut self, index: usize) {
+        let ins = self.trace.insns[index].ins;
+        let is_memory = ins.op0_kind() == OpKind::Memory;
+        if is_memory {
+            self.operand(index);
+            self.e.load(T, S, 0);
+            self.e.store(reg::RSP, slot::TARGET, T);
+        }
+        self.stack(index, -8, true);
+        match ins.op0_kind() {
+            OpKind::Memory => {
+                self.e.load(T, reg::RSP, slot::TARGET);
+                self.e.store(S, 0, T);
+            }
+            OpKind::Register => {
+                let value = self.in_register(ins.op0_register().number() as u8, T);
+                self.e.store(S, 0, value);
+            }
+            _ => self.e.store_imm64(S, 0, ins.immediate(0) as i32),
+        }
+        self.e.lea(reg::R9, reg::R9, -8);
+    }
+
+    fn set_gpr(&mut self, number: u8, from: u8) {
+        match home(number) {
+            Home::Reg(r) => self.e.mov(r, from),
+            Home::Slot(at) => self.e.store(reg::RSP, at, from),
+        }
+    }
+
+    fn lea(&mut self, ins: &Instruction) {
+        let register = ins.op0_register();
+        let number = register.number() as u8;
+        self.effective_address(ins, S);
+        match (register.size(), home(number)) {
+            (8, Home::Reg(r)) => self.e.mov(r, S),
+            (8, Home::Slot(at)) => self.e.store(reg::RSP, at, S),
+            (4, Home::Reg(r)) => self.e.mov32(r, S),
+            (4, Home::Slot(at)) => {
+                self.e.mov32(S, S);
+                self.e.store(reg::RSP, at, S);
+            }
+            (_, Home::Reg(r)) => self.e.mov_sized(2, RegMem::Reg(r), S),
+            (_, Home::Slot(at)) => self.e.mov_sized(2, RegMem::Mem(reg::RSP, at), S),
+        }
+    }
+
+    /// T = the target of an indirect branch.
+    fn branch_target(&mut self, index: usize) {
+        self.operand(index);
+        let ins = self.trace.insns[index].ins;
+        match ins.op0_kind() {
+            OpKind::Memory => self.e.load(T, S, 0),
+            OpKind::Register => match home(ins.op0_register().number() as u8) {
+                Home::Reg(r) => self.e.mov(T, r),
+                Home::Slot(at) => self.e.load(T, reg::RSP, at),
+            },
+            _ => self.page_address(T, ins.near_branch64()),
+        }
+    }
+
+    fn call(&mut self, index: usize, near: Option<u16>) {
+        let (at, next) = (self.trace.insns[index].at, self.trace.insns[index].next);
+        if near.is_none() {
+            self.branch_target(index);
+            // The push must not happen if the branch faults, as it does for an address that is not
+            // canonical.
+            self.e.mov(S, T);
+            self.e.shift(7, S, 47);
+            self.e.alu_imm(Alu::Add, S, 1);
+            self.e.alu_imm(Alu::Cmp, S, 1);
+            let hole = self.e.jcc(cc::A);
+            self.leave_before(index, vec![hole]);
+            self.e.store(reg::RSP, slot::TARGET, T);
+        }
+        self.stack(index, -8, true);
+        self.page_address(T, u64::from(next));
+        self.e.store(S, 0, T);
+        self.e.lea(reg::R9, reg::R9, -8);
+        match near {
+            Some(place) => self.go_on_at(u64::from(place), at),
+            None => {
+                self.e.load(T, reg::RSP, slot::TARGET);
+                self.far(at, Exit::Indirect { rsp: 0 });
+            }
+        }
+    }
+}
+
+fn bytes_cleared(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.clear();
+    bytes
+}
+
+/// Where a guest register is, as an operand.
+fn at_home(number: u8) -> RegMem {
+    match home(number) {
+        Home::Reg(r) => RegMem::Reg(r),
+        Home::Slot(at) => RegMem::Mem(reg::RSP, at),
+    }
+}
+
+/// The condition of a conditional branch, as the opcode map numbers it.
+fn condition(ins: &Instruction) -> u8 {
+    // iced's numbers start at 1 and are in another order.
+    use x86::iced::ConditionCode as C;
+    match ins.condition_code() {
+        C::o => 0,
+        C::no => 1,
+        C::b => 2,
+        C::ae => 3,
+        C::e => 4,
+        C::ne => 5,
+        C::be => 6,
+        C::a => 7,
+        C::s => 8,
+        C::ns => 9,
+        C::p => 10,
+        C::np => 11,
+        C::l => 12,
+        C::ge => 13,
+        C::le => 14,
+        _ => 15,
+    }
+}
+
+fn sized_register(number: u8, bytes: usize) -> Register {
+    let first = match bytes {
+        1 => {
+            return match number {
+                0..=3 => Register::AL + u32::from(number),
+                _ => Register::SPL + u32::from(number - 4),
+            };
+        }
+        2 => Register::AX,
+        4 => Register::EAX,
+        _ => Register::RAX,
+    };
+    first + u32::from(number)
+}
+
+fn recipe_of(ins: &Instruction) -> Option<Recipe> {
+    if ins.op0_kind() != OpKind::Register {
+        return None;
+    }
+    let register = ins.op0_register();
+    let a = register.full_register().number() as u8;
+    let bytes = register.size() as u8;
+    let b = if ins.op_count() < 2 {
+        None
+    } else {
+        match ins.op1_kind() {
+            OpKind::Register => {
+                Some(Source::Gpr(ins.op1_register().full_register().number() as u8))
+            }
+            OpKind::Memory => None,
+            _ => Some(Source::Imm(ins.immediate(1) as i32)),
+        }
+    };
+    let of = |op, b| Some(Recipe { op, bytes, a, b });
+    match ins.mnemonic() {
+        Mnemonic::Cmp => of(RecipeOp::Cmp, b?),
+        Mnemonic::Test => of(RecipeOp::Test, b?),
+        Mnemonic::And | Mnemonic::Or | Mnemonic::Xor => of(RecipeOp::Test, Source::Gpr(a)),
+        Mnemonic::Add if b? != Source::Gpr(a) => of(RecipeOp::Add, b?),
+        Mnemonic::Sub if b? != Source::Gpr(a) => of(RecipeOp::Sub, b?),
+        Mnemonic::Neg => of(RecipeOp::Neg, Source::Imm(0)),
+        _ => None,
+    }
+}
+
+/// The same instruction in a form that takes any register.
+fn ordinary(ins: &Instruction) -> Instruction {
+    let code = match ins.code() {
+        Code::Add_AL_imm8 => Code::Add_rm8_imm8,
+        Code::Add_AX_imm16 => Code::Add_rm16_imm16,
+        Code::Add_EAX_imm32 => Code::Add_rm32_imm32,
+        Code::Add_RAX_imm32 => Code::Add_rm64_imm32,
+        Code::Or_AL_imm8 => Code::Or_rm8_imm8,
+        Code::Or_AX_imm16 => Code::Or_rm16_imm16,
+        Code::Or_EAX_imm32 => Code::Or_rm32_imm32,
+        Code::Or_RAX_imm32 => Code::Or_rm64_imm32,
+        Code::Adc_AL_imm8 => Code::Adc_rm8_imm8,
+        Code::Adc_AX_imm16 => Code::Adc_rm16_imm16,
+        Code::Adc_EAX_imm32 => Code::Adc_rm32_imm32,
+        Code::Adc_RAX_imm32 => Code::Adc_rm64_imm32,
+        Code::Sbb_AL_imm8 => Code::Sbb_rm8_imm8,
+        Code::Sbb_AX_imm16 => Code::Sbb_rm16_imm16,
+        Code::Sbb_EAX_imm32 => Code::Sbb_rm32_imm32,
+        Code::Sbb_RAX_imm32 => Code::Sbb_rm64_imm32,
+        Code::And_AL_imm8 => Code::And_rm8_imm8,
+        Code::And_AX_imm16 => Code::And_rm16_imm16,
+        Code::And_EAX_imm32 => Code::And_rm32_imm32,
+        Code::And_RAX_imm32 => Code::And_rm64_imm32,
+        Code::Sub_AL_imm8 => Code::Sub_rm8_imm8,
+        Code::Sub_AX_imm16 => Code::Sub_rm16_imm16,
+        Code::Sub_EAX_imm32 => Code::Sub_rm32_imm32,
+        Code::Sub_RAX_imm32 => Code::Sub_rm64_imm32,
+        Code::Xor_AL_imm8 => Code::Xor_rm8_imm8,
+        Code::Xor_AX_imm16 => Code::Xor_rm16_imm16,
+        Code::Xor_EAX_imm32 => Code::Xor_rm32_imm32,
+        Code::Xor_RAX_imm32 => Code::Xor_rm64_imm32,
+        Code::Cmp_AL_imm8 => Code::Cmp_rm8_imm8,
+        Code::Cmp_AX_imm16 => Code::Cmp_rm16_imm16,
+        Code::Cmp_EAX_imm32 => Code::Cmp_rm32_imm32,
+        Code::Cmp_RAX_imm32 => Code::Cmp_rm64_imm32,
+        Code::Test_AL_imm8 => Code::Test_rm8_imm8,
+        Code::Test_AX_imm16 => Code::Test_rm16_imm16,
+        Code::Test_EAX_imm32 => Code::Test_rm32_imm32,
+        Code::Test_RAX_imm32 => Code::Test_rm64_imm32,
+        Code::Xchg_r16_AX => Code::Xchg_rm16_r16,
+        Code::Xchg_r32_EAX => Code::Xchg_rm32_r32,
+        Code::Xchg_r64_RAX => Code::Xchg_rm64_r64,
+        Code::Mov_AL_moffs8 => return moved(ins, Code::Mov_r8_rm8, true),
+        Code::Mov_AX_moffs16 => return moved(ins, Code::Mov_r16_rm16, true),
+        Code::Mov_EAX_moffs32 => return moved(ins, Code::Mov_r32_rm32, true),
+        Code::Mov_RAX_moffs64 => return moved(ins, Code::Mov_r64_rm64, true),
+        Code::Mov_moffs8_AL => return moved(ins, Code::Mov_rm8_r8, false),
+        Code::Mov_moffs16_AX => return moved(ins, Code::Mov_rm16_r16, false),
+        Code::Mov_moffs32_EAX => return moved(ins, Code::Mov_rm32_r32, false),
+        Code::Mov_moffs64_RAX => return moved(ins, Code::Mov_rm64_r64, false),
+        _ => return *ins,
+    };
+    let mut ins = *ins;
+    ins.set_code(code);
+    ins
+}
+
+fn moved(ins: &Instruction, code: Code, is_load: bool) -> Instruction {
+    let memory = MemoryOperand::with_base(Register::R10);
+    let made = if is_load {
+        Instruction::with2(code, ins.op0_register(), memory)
+    } else {
+        Instruction::with2(code, memory, ins.op1_register())
+    };
+    made.expect("a register and memory")
+}

@@ -1,0 +1,321 @@
+//! The engine: finds or makes translations, enters them, and understands how they were left.
+
+use std::collections::HashMap;
+use std::io;
+
+use cpu::{CodePlace, Cpu, Engine, Env, Next, Seg};
+use mem::{GuestMem, WatchedWrite};
+
+use crate::cache::CodeMemory;
+use crate::emit::Emitter;
+use crate::frame::{Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
+use crate::scan::{End, scan};
+use crate::translate::{Exit, Gen, Site};
+
+/// Host code that is held before everything is dropped.
+const CACHE_BYTES: usize = 64 << 20;
+/// The longest translation: some instructions of a trace take 200 bytes and more with their exits.
+const TRANSLATION_BYTES_MAX: usize = 64 << 10;
+/// A budget that is as good as none.
+const BUDGET_MAX: u64 = 1 << 48;
+/// All exceptions are masked.
+const MXCSR_MASKS: u32 = 0x1f80;
+
+/// Why there is no translator on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPossible {
+    /// The host gives no memory for code.
+    #[error("no memory that can hold code: {0}")]
+    Memory(#[from] io::Error),
+    /// The host's CPU lacks what a guest is shown.
+    #[error("this host's CPU is below x86-64-v2")]
+    Cpu,
+}
+
+/// Translates and runs guest code.
+pub struct Translator {
+    memory: CodeMemory,
+    used: usize,
+    stubs: Stubs,
+    stubs_end: usize,
+    sites: Vec<Site>,
+    /// Offset in the cache of each translation, by place and meaning.
+    blocks: HashMap<(u64, u32), u32>,
+    /// Of each page: the starts of its translations and their meanings.
+    pages: HashMap<u64, Vec<(u16, u32)>>,
+    jumps: Box<[Jump; JUMPS]>,
+    context: Box<Context>,
+    /// How often all were dropped.
+    clears: u64,
+    translations: u64,
+    translated_bytes: u64,
+    entries: u64,
+    links: u64,
+    /// `Cpu::code_generation` that the translations belong to.
+    generation: u64,
+}
+
+// SAFETY: the pointers in the context are set and used only inside `run`, which holds the references that
+// they were made from.
+unsafe impl Send for Translator {}
+
+const NO_JUMP: Jump = Jump { linear: u64::MAX, context: u64::MAX, code: 0, page: 0 };
+
+impl Translator {
+    /// A translator without translations.
+    ///
+    /// # Errors
+    /// [`NotPossible`] if the host forbids memory for code or its CPU lacks something.
+    pub fn new() -> Result<Translator, NotPossible> {
+        if !(is_x86_feature_detected!("sse4.2")
+            && is_x86_feature_detected!("popcnt")
+            && is_x86_feature_detected!("ssse3"))
+        {
+            return Err(NotPossible::Cpu);
+        }
+        let mut memory = CodeMemory::new(CACHE_BYTES)?;
+        let mut emitter = Emitter::new(memory.base());
+        let stubs = emit_stubs(&mut emitter, slow_access as *const () as u64);
+        memory.write(0, &emitter.bytes);
+        let used = emitter.bytes.len().next_multiple_of(16);
+        let jumps: Box<[Jump]> = vec![NO_JUMP; JUMPS].into_boxed_slice();
+        Ok(Translator {
+            memory,
+            used,
+            stubs,
+            stubs_end: used,
+            sites: Vec::new(),
+            blocks: HashMap::new(),
+            pages: HashMap::new(),
+            jumps: jumps.try_into().ok().expect("the length is the array's"),
+            context: Box::new(Context::new()),
+            clears: 0,
+            translations: 0,
+            translated_bytes: 0,
+            entries: 0,
+            links: 0,
+            generation: 0,
+        })
+    }
+
+    /// Drops every translation.
+    fn clear(&mut self) {
+        self.used = self.stubs_end;
+        self.sites.clear();
+        self.blocks.clear();
+        self.pages.clear();
+        self.jumps.fill(NO_JUMP);
+        self.clears += 1;
+    }
+
+    /// The host address of the code at a linear address, translated if need be.
+    fn find(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, linear: u64) -> Option<u64> {
+        let context = cpu.code_context(linear);
+        let jump = self.jumps[jump_index(linear)];
+        if jump.linear == linear && jump.context == context {
+            return Some(jump.code);
+        }
+        let place = cpu.code_place(mem, linear)?;
+        let code = self.block(cpu, mem, place);
+        // Walking the tables for a fetch may have changed what holds.
+        let context = cpu.code_context(linear);
+        self.jumps[jump_index(linear)] = Jump { linear, context, code, page: linear & !0xfff };
+        Some(code)
+    }
+
+    fn block(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, place: CodePlace) -> u64 {
+        let key = (place.ram.0, place.meaning);
+        if let Some(offset) = self.blocks.get(&key) {
+            return self.memory.base() + u64::from(*offset);
+        }
+        if self.memory.len() - self.used < TRANSLATION_BYTES_MAX {
+            self.clear();
+        }
+        let page = place.ram.page();
+        let start = (place.ram.0 & 0xfff) as u16;
+        let trace = scan(mem.page(page), start, place.meaning);
+        let offset = self.used;
+        let base = self.memory.base() + offset as u64;
+        let bytes = Gen::new(&trace, start, self.stubs, &mut self.sites, base, offset as u32).run();
+        assert!(bytes.len() <= TRANSLATION_BYTES_MAX, "a translation of {} bytes", bytes.len());
+        self.memory.write(offset, &bytes);
+        self.translations += 1;
+        self.translated_bytes += bytes.len() as u64;
+        self.used = (offset + bytes.len()).next_multiple_of(16);
+        for insn in &trace.insns {
+            cpu.note_code(mem, page, usize::from(insn.at), usize::from(insn.next));
+        }
+        if let End::Unknown(at) = trace.end {
+            // What these bytes mean may depend on all that an instruction can have.
+            cpu.note_code(mem, page, usize::from(at), usize::from(at) + 15);
+        }
+        self.blocks.insert(key, offset as u32);
+        self.pages.entry(page).or_default().push((start, place.meaning));
+        base
+    }
+
+    /// Makes the jump whose distance is at `at` in the cache lead to `to`.
+    fn link(&mut self, at: u32, to: u64) {
+        let from = self.memory.base() + u64::from(at) + 4;
+        let distance = to.wrapping_sub(from) as i64 as i32;
+        self.memory.write(at as usize, &distance.to_le_bytes());
+        self.links += 1;
+    }
+
+    /// Makes the translation at an offset of the cache leave as soon as it is entered.
+    fn seal(&mut self, offset: usize, start: u16) {
+        self.sites.push(Site { at: start, undo: 0, exit: Exit::Dropped });
+        let mut emitter = Emitter::new(self.memory.base() + offset as u64);
+        emitter.leave(self.sites.len() as u32 - 1, self.stubs.exit);
+        self.memory.write(offset, &emitter.bytes);
+    }
+
+    fn enter(&mut self, code: u64) {
+        let context: *mut Context = &raw mut *self.context;
+        // SAFETY: the stub has this signature, and `code` is a translation or a stub in the same cache.
+        // What it touches: the context, the CPU's TLB and XMM registers and guest RAM, all of which the
+        // caller of `run` has lent for as long as it runs.
+        unsafe {
+            let enter: extern "sysv64" fn(*mut Context, u64) =
+                std::mem::transmute(self.stubs.enter);
+            enter(context, code);
+        }
+    }
+}
+
+impl Engine for Translator {
+    fn run(&mut self, cpu: &mut Cpu, env: &mut Env<'_>, budget: u64) -> Next {
+        if *cpu.mxcsr_mut() & MXCSR_MASKS != MXCSR_MASKS {
+            return Next::Block;
+        }
+        if cpu.code_generation() != self.generation {
+            self.clear();
+            self.generation = cpu.code_generation();
+        }
+        let mut rip = cpu.rip();
+        let Some(mut code) = self.find(cpu, env.mem, rip) else { return Next::Block };
+        if cpu.has_attention() {
+            return Next::Again;
+        }
+        let budget = budget.min(BUDGET_MAX);
+        self.context.gpr = *cpu.gprs_mut();
+        self.context.flags = to_home(cpu.rflags());
+        self.context.budget = budget;
+        self.context.page = rip & !0xfff;
+        self.context.tlb = cpu.tlb_entries() as u64;
+        self.context.jumps = self.jumps.as_ptr() as u64;
+        self.context.context = cpu.code_context(rip);
+        self.context.fs = cpu.data_base(Seg::FS);
+        self.context.gs = cpu.data_base(Seg::GS);
+        self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
+        self.context.mxcsr = u64::from(*cpu.mxcsr_mut());
+        let next = loop {
+            self.context.cpu = (&raw mut *cpu).cast();
+            self.context.env = (&raw mut *env).cast();
+            self.entries += 1;
+            self.enter(code);
+            let site = self.sites[self.context.site as usize];
+            self.context.budget += u64::from(site.undo);
+            let page = self.context.page;
+            rip = page + u64::from(site.at);
+            let mut patch = None;
+            match site.exit {
+                Exit::Interpret => break Next::Instruction,
+                Exit::Budget => break Next::Block,
+                Exit::Dropped => {}
+                Exit::Link { target, patch: at } => {
+                    rip = page + u64::from(target);
+                    patch = Some(at);
+                }
+                Exit::Goto { target } => {
+                    let target = page.wrapping_add_signed(target);
+                    if !is_canonical(target) {
+                        self.context.budget += 1;
+                        break Next::Instruction;
+                    }
+                    rip = target;
+                }
+                Exit::Indirect { rsp } => {
+                    if !is_canonical(self.context.target) {
+                        self.context.budget += 1;
+                        self.context.gpr[4] = self.context.gpr[4].wrapping_add_signed(rsp);
+                        break Next::Instruction;
+                    }
+                    rip = self.context.target;
+                }
+            }
+            // Looking for the next code may set Accessed, so its instruction has to be within the budget.
+            if self.context.budget == 0 {
+                break Next::Again;
+            }
+            let clears = self.clears;
+            let Some(found) = self.find(cpu, env.mem, rip) else { break Next::Block };
+            if cpu.has_attention() {
+                break Next::Again;
+            }
+            if let Some(at) = patch
+                && clears == self.clears
+            {
+                self.link(at, found);
+            }
+            code = found;
+            self.context.page = rip & !0xfff;
+            self.context.context = cpu.code_context(rip);
+        };
+        *cpu.gprs_mut() = self.context.gpr;
+        *cpu.mxcsr_mut() = self.context.mxcsr as u32;
+        let steps = budget - self.context.budget;
+        cpu.resume_at(rip, steps, from_home(self.context.flags));
+        next
+    }
+
+    fn stats(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("translations", self.translations),
+            ("translated_bytes", self.translated_bytes),
+            ("cache_flushes", self.clears),
+            ("slow_accesses", self.context.slow_calls),
+            ("entries", self.entries),
+            ("links", self.links),
+        ]
+    }
+
+    fn drop_code(&mut self, _: &mut Cpu, _: &mut GuestMem, write: WatchedWrite) {
+        let page = write.offset.page();
+        let Some(starts) = self.pages.remove(&page) else { return };
+        for (start, meaning) in starts {
+            let Some(offset) = self.blocks.remove(&(page << 12 | u64::from(start), meaning)) else {
+                continue;
+            };
+            self.seal(offset as usize, start);
+        }
+    }
+}
+
+/// A flags register as AH and AL hold it.
+fn to_home(rflags: u64) -> u64 {
+    (rflags & 0xff) << 8 | rflags >> 11 & 1
+}
+
+fn from_home(home: u64) -> u64 {
+    home >> 8 & 0xff | (home & 1) << 11
+}
+
+fn is_canonical(linear: u64) -> bool {
+    (linear as i64) << 16 >> 16 == linear as i64
+}
+
+/// The slow path of an access: a linear address in, a host address out, or 0 if the interpreter has to
+/// do the instruction. `access` is the size, with bit 16 set for a store.
+extern "sysv64" fn slow_access(context: *mut Context, linear: u64, access: u64) -> u64 {
+    // SAFETY: called by translated code only, which `Translator::run` entered with pointers to the CPU and
+    // its environment that it has borrowed for as long as that code runs and does not use meanwhile.
+    let (context, cpu, env) = unsafe {
+        let context = &mut *context;
+        let cpu = &mut *context.cpu.cast::<Cpu>();
+        let env = &mut *context.env.cast::<Env<'_>>();
+        (context, cpu, env)
+    };
+    context.slow_calls += 1;
+    cpu.host_address(env, linear, access & 0xffff, access >> 16 != 0).unwrap_or(0)
+}
