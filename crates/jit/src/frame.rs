@@ -159,7 +159,7 @@ const CALLER_SAVED: [u8; 7] = [reg::RAX, reg::RCX, reg::RDX, reg::RSI, reg::RDI,
 impl Emitter {
     /// Leaves by a site.
     pub(crate) fn leave(&mut self, site: u32, exit: u64) {
-        self.store_imm32(reg::RSP, slot::SITE, site);
+        self.store_imm64(reg::RSP, slot::SITE, site as i32);
         self.jmp_to(exit);
     }
 }

@@ -463,5 +463,7 @@ fn is_copied_sse(ins: &Instruction) -> bool {
                 | Mnemonic::Maskmovdqu
                 | Mnemonic::Pcmpestri
                 | Mnemonic::Pcmpestrm
+                | Mnemonic::Pcmpestri64
+                | Mnemonic::Pcmpestrm64
         )
 }

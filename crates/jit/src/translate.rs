@@ -236,7 +236,7 @@ impl<'a> Gen<'a> {
     /// Goes on at the linear address in T, after the branch at `at`.
     fn far(&mut self, at: u16, exit: Exit) {
         let site = self.site(at, 0, exit);
-        self.e.store_imm32(reg::RSP, slot::SITE, site);
+        self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
         self.e.jmp_to(self.stubs.far);
     }
 
@@ -532,6 +532,7 @@ impl<'a> Gen<'a> {
                         Mnemonic::Stc => self.e.raw(&[0x80, 0xcc, 0x01]),
                         _ => self.e.raw(&[0x80, 0xf4, 0x01]),
                     }
+                    self.flags = FlagState::Home;
                 }
                 self.native = false;
             }
@@ -656,6 +657,7 @@ impl<'a> Gen<'a> {
             return;
         }
         self.settle_flags();
+        self.flags = FlagState::Home;
         let bytes = operand_bytes(&insn.ins);
         self.e.test_imm_sized(1, reg::RCX, if bytes == 8 { 63 } else { 31 });
         let zero = self.e.jcc(cc::E);
@@ -747,6 +749,7 @@ impl<'a> Gen<'a> {
         self.operand(index);
         if is_live {
             self.settle_flags();
+            self.flags = FlagState::Home;
         } else {
             self.flags = FlagState::Dead;
         }
