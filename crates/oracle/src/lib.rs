@@ -12,6 +12,7 @@ pub mod encode;
 pub mod forms;
 pub mod generate;
 pub mod native;
+pub mod programs;
 pub mod run;
 pub mod state;
 pub mod subject;

@@ -1,8 +1,9 @@
-//! `oracle`: compares the interpreter with the host CPU.
+//! `oracle`: compares the interpreter or the translator with the host CPU.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
+use engines::EngineKind;
 use oracle::forms::Coverage;
 use oracle::native;
 use oracle::run::{Count, Kind, Plan, Report, form_name, run};
@@ -12,6 +13,7 @@ use oracle::{forms, units};
 
 const USAGE: &str = "\
 usage: oracle [--seed N] [--mode 32|64] [--form NAME]... [--cases N | --case N] [--seconds N] [--list]
+              [--engine interpreter|translator]
 
   --seed N      names all random numbers (1)
   --mode BITS   only 32-bit or only 64-bit code
@@ -19,6 +21,7 @@ usage: oracle [--seed N] [--mode 32|64] [--form NAME]... [--cases N | --case N] 
   --cases N     cases per form (200); sequences and random bytes get 50 times as many
   --case N      only the case with this number
   --seconds N   go on with new cases until this much time is over
+  --engine E    what is compared with the host (interpreter)
   --list        print a row for every form, not only for those that stand out
 Exit status: 0 no difference, 1 differences, 2 usage, 3 the host cannot do it.";
 
@@ -31,6 +34,7 @@ struct Options {
     case: Option<u64>,
     seconds: Option<u64>,
     list: bool,
+    engine: EngineKind,
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
@@ -42,6 +46,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         case: None,
         seconds: None,
         list: false,
+        engine: EngineKind::Interpreter,
     };
     while let Some(arg) = args.next() {
         if arg == "--list" {
@@ -55,6 +60,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--cases" => options.cases = number()?,
             "--case" => options.case = Some(number()?),
             "--seconds" => options.seconds = Some(number()?),
+            "--engine" => options.engine = value.parse().map_err(|error| format!("{error}"))?,
             "--form" => options.forms.push(value.to_lowercase()),
             "--mode" => {
                 let bits = number()?;
@@ -89,6 +95,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let plan = Plan {
+        engine: options.engine,
         seed: options.seed,
         units: chosen,
         first: options.case.unwrap_or(0),
@@ -96,7 +103,13 @@ fn main() -> ExitCode {
         only_one: options.case.is_some(),
         soak: options.seconds.map(Duration::from_secs),
     };
-    match run(&plan, Interpreter::new) {
+    if let Err(error) = options.engine.make() {
+        eprintln!("oracle: {error}");
+        return ExitCode::from(3);
+    }
+    // The worker makes its own.
+    let engine = || options.engine.make().expect("it was had before");
+    match run(&plan, |template| Interpreter::with_engine(template, engine())) {
         Ok(report) => {
             print_summary(&plan, &report, options.list);
             if report.counts.iter().any(|count| count.different > 0) {

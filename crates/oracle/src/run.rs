@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use base::SeededRng;
+use engines::EngineKind;
 use iced_x86::Code;
 
 use crate::compare::{describe, differences};
@@ -75,6 +76,8 @@ pub fn form_name(code: Code) -> String {
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// What is compared with the host: for the command that repeats a case.
+    pub engine: EngineKind,
     /// Names all random numbers.
     pub seed: u64,
     /// The units.
@@ -226,7 +229,7 @@ pub fn run<S: Subject>(plan: &Plan, ours: impl Fn(&Template) -> S) -> io::Result
             format!("ended with status {}", libc::WEXITSTATUS(status))
         };
         println!("the worker {how} in a case of {}", plan.units[unit].name());
-        println!("  repeat: {}", command(plan.seed, &plan.units[unit], number));
+        println!("  repeat: {}", command(plan, &plan.units[unit], number));
         if shared.load(PHASE) == ON_HOST && how == HUNG {
             shared.add(unit, HOST_HUNG);
         } else {
@@ -362,7 +365,7 @@ fn one(
             let (event, rip) = (outcome.event, outcome.state.rip);
             let _ = writeln!(text, "  {who} ended at {rip:#x} with {event}");
         }
-        println!("{text}  repeat: {}\n", command(plan.seed, unit, number));
+        println!("{text}  repeat: {}\n", command(plan, unit, number));
     }
 }
 
@@ -392,9 +395,11 @@ fn sequence_codes(mode: Mode) -> &'static [Code] {
 
 /// The command that repeats a case.
 #[must_use]
-pub fn command(seed: u64, unit: &Unit, number: u64) -> String {
+pub fn command(plan: &Plan, unit: &Unit, number: u64) -> String {
     format!(
-        "cargo run -p oracle --release -- --seed {seed} --form {} --mode {} --case {number}",
+        "cargo run -p oracle --release -- --engine {} --seed {} --form {} --mode {} --case {number}",
+        plan.engine,
+        plan.seed,
         unit.name(),
         unit.mode.bits()
     )

@@ -1,8 +1,9 @@
-//! The interpreter as a subject: a small machine without devices, whose "kernel" is an IDT that
+//! The CPU as a subject, with any engine: a small machine without devices, whose "kernel" is an IDT that
 //! halts, and in which the regions lie at the same linear addresses as on the host.
 
 use base::Gpa;
 use cpu::{Cpu, CpuState, F80, NoBus, Seg, Segment, TableRegister};
+use engines::BoxedEngine;
 use mem::GuestMem;
 use x86::{Access, Cr0, Cr4, Descriptor, Dr6, Dr7, Efer, SystemType};
 
@@ -38,9 +39,10 @@ const STEPS_MAX: u64 = 50_000;
 /// Not a vector: the case did not end.
 pub const VECTOR_ENDLESS: u8 = 0xfe;
 
-/// The interpreter.
+/// The interpreter, alone or behind an engine.
 pub struct Interpreter {
     cpu: Cpu,
+    engine: Option<BoxedEngine>,
     mem: GuestMem,
     bus: NoBus,
     template: Template,
@@ -57,6 +59,15 @@ impl Interpreter {
     /// If the host has no memory for it.
     #[must_use]
     pub fn new(template: &Template) -> Interpreter {
+        Interpreter::with_engine(template, None)
+    }
+
+    /// The same with an engine that is asked first.
+    ///
+    /// # Panics
+    /// If the host has no memory for it.
+    #[must_use]
+    pub fn with_engine(template: &Template, engine: Option<BoxedEngine>) -> Interpreter {
         let mut mem = GuestMem::new(RAM_BYTES).expect("16 MiB of guest RAM");
         build_tables(&mut mem);
         for (region, at) in REGIONS.into_iter().enumerate() {
@@ -66,6 +77,7 @@ impl Interpreter {
         put(&mut mem, physical(HIGH_READ_ONLY), &template.read_only[1]);
         Interpreter {
             cpu: Cpu::new(),
+            engine,
             mem,
             bus: NoBus,
             template: template.clone(),
@@ -133,7 +145,14 @@ impl Subject for Interpreter {
         start.icount = self.cpu.icount();
         let until = start.icount.plus(STEPS_MAX);
         self.cpu.restore(&start).expect("every case is a state that a CPU can have");
-        self.cpu.run(&mut self.mem, &mut self.bus, until);
+        match &mut self.engine {
+            Some(engine) => {
+                self.cpu.run_with(&mut self.mem, &mut self.bus, until, &mut **engine);
+            }
+            None => {
+                self.cpu.run(&mut self.mem, &mut self.bus, until);
+            }
+        }
         self.read_memory();
         self.outcome(case)
     }

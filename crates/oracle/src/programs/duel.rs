@@ -1,0 +1,467 @@
+//! One program on the interpreter and on an engine, compared at every cut.
+
+use std::fmt::{self, Write as _};
+
+use base::{Icount, SeededRng};
+use cpu::{Cpu, CpuState, CpuStop};
+use engines::BoxedEngine;
+use mem::GuestMem;
+use x86::Rflags;
+
+use super::board::Board;
+use super::layout::{
+    CODE, CODE_BYTES, DATA_FRAMES, DATA_PAGES, INTERRUPT, KICK, PAGE, build, repair,
+};
+use super::write::{Program, disassemble};
+use crate::compare::GPR_NAMES;
+
+/// Steps between two kicks, so that no program stays in one loop.
+const KICK_STEPS: u64 = 6000;
+/// Instructions before the difference that are listed.
+const LISTED: usize = 24;
+/// Runs that a failure may take to be made small.
+const SHRINK_RUNS_MAX: u32 = 1500;
+
+/// How to run programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Steps of each program.
+    pub steps: u64,
+    /// Whether to make a failure small, which takes many runs.
+    pub shrink: bool,
+}
+
+/// What happens from outside at a cut.
+#[derive(Clone, Debug)]
+enum Action {
+    Nothing,
+    Interrupt,
+    Kick,
+    /// The same, and a device puts back the program and its page tables.
+    Repair,
+    Nmi,
+    /// A device writes to RAM.
+    Dma(u64, u64),
+    /// All caches are forgotten.
+    DropCaches,
+    /// The marks of written pages are taken, as for a digest.
+    TakeWritten,
+    /// The CPU is saved and restored.
+    Restore,
+}
+
+/// A step count at which the run is cut, and what happens there.
+#[derive(Clone, Debug)]
+struct Cut {
+    at: u64,
+    action: Action,
+}
+
+/// The cuts of the program that `seed` names. Three kinds: many short slices, few long ones, both.
+fn cuts(seed: u64, steps: u64) -> Vec<Cut> {
+    let mut rng = SeededRng::new(seed ^ 0x5eed_c075);
+    let lens: &[u64] = match rng.below(8) {
+        0 => &[1, 2, 3, 5, 8, 20],
+        1 | 2 => &[20_000],
+        3 | 4 => &[1, 10, 100, 1000],
+        _ => &[400, 3000],
+    };
+    let mut cuts = Vec::new();
+    let (mut at, mut next_kick) = (0, KICK_STEPS);
+    while at < steps {
+        let len = lens[rng.below(lens.len() as u64) as usize];
+        at = (at + 1 + rng.below(len)).min(next_kick).min(steps);
+        let action = if at == next_kick {
+            next_kick += KICK_STEPS / 2 + rng.below(KICK_STEPS);
+            if rng.one_in(2) { Action::Kick } else { Action::Repair }
+        } else {
+            match rng.below(40) {
+                0..=3 => Action::Interrupt,
+                4 => Action::Nmi,
+                5 => Action::Dma(CODE + rng.below(CODE_BYTES - 8), rng.u64()),
+                6 => Action::Dma(DATA_FRAMES + rng.below(DATA_PAGES * PAGE - 8), rng.u64()),
+                7 if rng.one_in(4) => Action::DropCaches,
+                8 => Action::TakeWritten,
+                9 if rng.one_in(8) => Action::Restore,
+                _ => Action::Nothing,
+            }
+        };
+        cuts.push(Cut { at, action });
+    }
+    cuts
+}
+
+/// One of the two machines.
+struct Side {
+    /// The program's bytes as they were.
+    code: Vec<u8>,
+    cpu: Cpu,
+    mem: GuestMem,
+    board: Board,
+    engine: Option<BoxedEngine>,
+}
+
+impl Side {
+    fn new(program: &Program, engine: Option<BoxedEngine>) -> Side {
+        let mut cpu = Cpu::new();
+        cpu.restore(&program.start).expect("programs start in a state that a CPU can have");
+        let mem = build(&program.code, &program.data);
+        Side { code: program.code.clone(), cpu, mem, board: Board::default(), engine }
+    }
+
+    /// Runs to a step count; false if the machine goes no further.
+    fn run_to(&mut self, at: u64) -> bool {
+        loop {
+            let stop = match &mut self.engine {
+                Some(engine) => {
+                    self.cpu.run_with(&mut self.mem, &mut self.board, Icount(at), &mut **engine)
+                }
+                None => self.cpu.run(&mut self.mem, &mut self.board, Icount(at)),
+            };
+            match stop {
+                CpuStop::Reached => return true,
+                CpuStop::Shutdown => return false,
+                CpuStop::StopRequested => self.board.stop = false,
+                CpuStop::Halted if self.cpu.rflags() & Rflags::IF != 0 => {
+                    self.board.interrupt = Some(INTERRUPT);
+                }
+                CpuStop::Halted if self.board.nmi || self.cpu.sys().nmi_blocked => return false,
+                CpuStop::Halted => self.board.nmi = true,
+            }
+        }
+    }
+
+    fn apply(&mut self, action: &Action) {
+        match action {
+            Action::Nothing => {}
+            Action::Interrupt => self.board.interrupt = Some(INTERRUPT),
+            Action::Kick => self.board.interrupt = Some(KICK),
+            Action::Repair => {
+                repair(&mut self.mem, &self.code);
+                self.board.interrupt = Some(KICK);
+            }
+            Action::Nmi => self.board.nmi = true,
+            Action::Dma(at, value) => {
+                self.mem.write_obj(base::Gpa(*at), *value).expect("it lies in RAM");
+            }
+            Action::DropCaches => self.cpu.drop_caches(),
+            Action::TakeWritten => {
+                self.mem.marks_mut().take_written();
+                self.cpu.drop_store_rights();
+            }
+            Action::Restore => {
+                let state = self.cpu.save();
+                self.cpu.restore(&state).expect("it was just saved");
+            }
+        }
+    }
+}
+
+/// The interpreter and an engine with the same program.
+pub struct Duel {
+    make: super::Factory,
+    plan: Plan,
+    /// Steps that both sides have made, over all programs.
+    pub steps: u64,
+    /// Of these, steps that the engine made itself.
+    pub engine_steps: u64,
+}
+
+/// A difference between the two.
+#[derive(Debug)]
+pub struct Failure {
+    seed: u64,
+    /// The last step count at which both were equal, and the first at which they were not.
+    equal: u64,
+    differs: u64,
+    what: Vec<String>,
+    listing: Vec<String>,
+    left_of_program: usize,
+    command: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "program {}: equal at step {}, different at {} ({} pieces of the program are needed)",
+            self.seed, self.equal, self.differs, self.left_of_program
+        )?;
+        for line in &self.listing {
+            writeln!(f, "  {line}")?;
+        }
+        for line in &self.what {
+            writeln!(f, "  ** {line}")?;
+        }
+        write!(f, "  repeat: {}", self.command)
+    }
+}
+
+impl Duel {
+    /// `make` gives a new engine for each program.
+    #[must_use]
+    pub fn new(make: super::Factory, plan: Plan) -> Duel {
+        Duel { make, plan, steps: 0, engine_steps: 0 }
+    }
+
+    /// Runs the program that `seed` names.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn run(&mut self, seed: u64) -> Result<(), Box<Failure>> {
+        let program = Program::new(seed);
+        let cuts = cuts(seed, self.plan.steps);
+        let Some(found) = self.first_difference(&program, &cuts) else { return Ok(()) };
+        Err(Box::new(self.explain(program, cuts, found)))
+    }
+
+    /// Runs both sides from cut to cut. The index of the first cut at which they differ.
+    fn first_difference(&mut self, program: &Program, cuts: &[Cut]) -> Option<usize> {
+        let mut ours = Side::new(program, None);
+        let mut theirs = Side::new(program, Some((self.make)()));
+        let mut found = None;
+        for (index, cut) in cuts.iter().enumerate() {
+            let goes_on = [ours.run_to(cut.at), theirs.run_to(cut.at)];
+            if goes_on[0] != goes_on[1] || !are_equal(&ours, &theirs) {
+                found = Some(index);
+                break;
+            }
+            if !goes_on[0] {
+                break;
+            }
+            ours.apply(&cut.action);
+            theirs.apply(&cut.action);
+        }
+        self.steps += ours.cpu.icount().0;
+        self.engine_steps += theirs.cpu.stats().engine_steps;
+        found
+    }
+
+    /// Makes the program small and finds the step.
+    fn explain(&mut self, mut program: Program, mut cuts: Vec<Cut>, found: usize) -> Failure {
+        cuts.truncate(found + 1);
+        let mut runs = 0;
+        if self.plan.shrink {
+            self.shrink(&mut program, &mut cuts, &mut runs);
+        }
+        self.narrow(&program, &mut cuts);
+        let last = cuts.len() - 1;
+        let equal = last.checked_sub(1).map_or(0, |before| cuts[before].at);
+        let (what, listing) = self.describe(&program, &cuts);
+        let seed = program.seed;
+        let command = format!(
+            "cargo run -p oracle --release --bin duel -- --seed {seed} --programs 1 --steps {}",
+            self.plan.steps
+        );
+        let left_of_program =
+            (0..program.pieces.len()).filter(|piece| !program.is_blank(*piece)).count();
+        Failure { seed, equal, differs: cuts[last].at, what, listing, left_of_program, command }
+    }
+
+    /// Blanks as much of the program as the difference does not need: halves, quarters and so on.
+    fn shrink(&mut self, program: &mut Program, cuts: &mut Vec<Cut>, runs: &mut u32) {
+        let mut len = program.pieces.len();
+        while len > 0 && *runs < SHRINK_RUNS_MAX {
+            for start in (0..program.pieces.len()).step_by(len) {
+                let range = start..(start + len).min(program.pieces.len());
+                if range.clone().all(|piece| program.is_blank(piece)) || *runs >= SHRINK_RUNS_MAX {
+                    continue;
+                }
+                let mut smaller = program.clone();
+                range.for_each(|piece| smaller.blank(piece));
+                *runs += 1;
+                if let Some(found) = self.first_difference(&smaller, cuts) {
+                    *program = smaller;
+                    cuts.truncate(found + 1);
+                }
+            }
+            len /= 2;
+        }
+        // What happens from outside, one after the other.
+        for index in (0..cuts.len().saturating_sub(1)).rev() {
+            if *runs >= SHRINK_RUNS_MAX {
+                return;
+            }
+            let Some(cut) = cuts.get(index) else { continue };
+            if matches!(cut.action, Action::Nothing) {
+                continue;
+            }
+            let mut fewer = cuts.clone();
+            fewer[index].action = Action::Nothing;
+            *runs += 1;
+            if let Some(found) = self.first_difference(program, &fewer) {
+                fewer.truncate(found + 1);
+                *cuts = fewer;
+            }
+        }
+    }
+
+    /// Puts a cut before the last one, as late as both are still equal there.
+    fn narrow(&mut self, program: &Program, cuts: &mut [Cut]) {
+        let last = cuts.len() - 1;
+        let mut low = last.checked_sub(1).map_or(0, |before| cuts[before].at);
+        let mut high = cuts[last].at;
+        // A cut may hide the difference, so the last one stays where it is known.
+        let differs_at = |duel: &mut Self, at: u64| {
+            let mut probe = cuts.to_vec();
+            probe[last].at = at;
+            duel.first_difference(program, &probe).is_some()
+        };
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if differs_at(self, middle) { high = middle } else { low = middle }
+        }
+        if differs_at(self, high) {
+            cuts[last].at = high;
+        }
+    }
+
+    /// What differs, and the instructions that led there.
+    fn describe(&mut self, program: &Program, cuts: &[Cut]) -> (Vec<String>, Vec<String>) {
+        let mut ours = Side::new(program, None);
+        let mut theirs = Side::new(program, Some((self.make)()));
+        let (last, before) = cuts.split_last().expect("a difference is seen at a cut");
+        for cut in before {
+            for side in [&mut ours, &mut theirs] {
+                side.run_to(cut.at);
+                side.apply(&cut.action);
+            }
+        }
+        let mut listing = Vec::new();
+        loop {
+            let now = ours.cpu.icount().0;
+            if now >= last.at {
+                break;
+            }
+            if last.at - now <= LISTED as u64 {
+                listing.push(line_at(&mut ours));
+            }
+            let goal =
+                if last.at - now > LISTED as u64 { last.at - LISTED as u64 } else { now + 1 };
+            if !ours.run_to(goal) {
+                break;
+            }
+        }
+        theirs.run_to(last.at);
+        (differences(&ours, &theirs), listing)
+    }
+}
+
+/// The step count and the instruction there.
+fn line_at(side: &mut Side) -> String {
+    let (now, rip) = (side.cpu.icount(), side.cpu.rip());
+    let linear = rip & 0x3f_ffff;
+    let at = match linear {
+        linear if (super::layout::CODE_ALIAS..).contains(&linear) => {
+            linear - super::layout::CODE_ALIAS + CODE
+        }
+        linear => linear,
+    };
+    let mut bytes = [0; 15];
+    if side.mem.read(base::Gpa(at), &mut bytes).is_err() {
+        return format!("{now} {rip:#x}: not in RAM");
+    }
+    let (text, len) = disassemble(&bytes, rip);
+    let hex = bytes[..len].iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}"); // writing to a String cannot fail
+        hex
+    });
+    format!("{now:>8} {rip:#x}: {hex:<24} {text}")
+}
+
+fn are_equal(ours: &Side, theirs: &Side) -> bool {
+    ours.cpu.save() == theirs.cpu.save()
+        && ours.board == theirs.board
+        && pages(ours, theirs).all(|page| {
+            ours.mem.page(page) == theirs.mem.page(page)
+                && ours.mem.marks().is_written(page) == theirs.mem.marks().is_written(page)
+        })
+}
+
+/// The RAM pages that either has written.
+fn pages<'a>(ours: &'a Side, theirs: &'a Side) -> impl Iterator<Item = u64> + 'a {
+    let touched = |side: &'a Side, page: u64| side.mem.marks().is_touched(page);
+    (0..ours.mem.page_count()).filter(move |page| touched(ours, *page) || touched(theirs, *page))
+}
+
+/// One line for each thing that differs: the interpreter's, then the engine's.
+fn differences(ours: &Side, theirs: &Side) -> Vec<String> {
+    let mut found = state_differences(&ours.cpu.save(), &theirs.cpu.save());
+    if ours.board != theirs.board {
+        found.push("the board was asked something else".to_owned());
+    }
+    for page in pages(ours, theirs) {
+        let (a, b) = (ours.mem.page(page), theirs.mem.page(page));
+        if let Some(at) = (0..a.len()).find(|at| a[*at] != b[*at]) {
+            let address = page * PAGE + at as u64;
+            found.push(format!("RAM at {address:#x}: {:#04x}, engine {:#04x}", a[at], b[at]));
+        }
+        let written = [ours, theirs].map(|side| side.mem.marks().is_written(page));
+        if written[0] != written[1] {
+            found.push(format!("page {page:#x} is written: {}, engine {}", written[0], written[1]));
+        }
+    }
+    found
+}
+
+/// The registers in which two states differ.
+#[must_use]
+pub fn state_differences(ours: &CpuState, theirs: &CpuState) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut word = |name: &str, a: u64, b: u64| {
+        if a != b {
+            found.push(format!("{name}: {a:#x}, engine {b:#x}"));
+        }
+    };
+    word("steps", ours.icount.0, theirs.icount.0);
+    for (number, name) in GPR_NAMES.into_iter().enumerate() {
+        word(name, ours.gpr[number], theirs.gpr[number]);
+    }
+    word("rip", ours.rip, theirs.rip);
+    word("rflags", ours.rflags, theirs.rflags);
+    word("cr2", ours.sys.cr2, theirs.sys.cr2);
+    word("mxcsr", ours.sse.mxcsr.into(), theirs.sse.mxcsr.into());
+    for (number, (a, b)) in ours.sse.xmm.iter().zip(&theirs.sse.xmm).enumerate() {
+        if a != b {
+            found.push(format!("xmm{number}: {a:#x}, engine {b:#x}"));
+        }
+    }
+    if ours.seg != theirs.seg {
+        found.push(format!("segments: {:x?}, engine {:x?}", ours.seg, theirs.seg));
+    }
+    if ours.x87 != theirs.x87 {
+        found.push(format!("x87: {:x?}, engine {:x?}", ours.x87, theirs.x87));
+    }
+    if found.is_empty() && ours != theirs {
+        found.push(format!("system registers: {:x?}, engine {:x?}", ours.sys, theirs.sys));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::programs::layout::HANDLERS;
+
+    /// Of a program's boundaries, those in the program itself, not in a handler; and those at CPL 3.
+    #[test]
+    fn programs_spend_their_steps_in_their_own_code() {
+        let (mut own, mut user, mut all) = (0, 0, 0);
+        for seed in 0..30 {
+            let mut side = Side::new(&Program::new(seed), None);
+            for at in (0..4000).step_by(37) {
+                if at % 999 == 0 {
+                    side.apply(&Action::Repair);
+                }
+                if !side.run_to(at) {
+                    break;
+                }
+                all += 1;
+                user += u32::from(side.cpu.cpl() == 3);
+                own += u32::from(!(HANDLERS..CODE).contains(&side.cpu.rip()));
+            }
+        }
+        println!("{own} of {all} in the program, {user} at CPL 3");
+        assert!(all > 2000 && own > all * 7 / 10 && user > all / 5 && user < all * 4 / 5);
+    }
+}
