@@ -2,6 +2,7 @@
 //! guest cannot tell, so every host of a VM chooses for itself.
 #![forbid(unsafe_code)]
 
+use std::error::Error;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Once;
@@ -93,17 +94,31 @@ pub struct UnknownKind(String);
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
     /// It is for another processor or system.
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     #[error("the translator needs an x86-64 host with Linux")]
     Host,
+    /// This host does not let it run.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[error("this host cannot have the translator")]
+    NotPossible(#[from] jit::NotPossible),
 }
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn translator() -> Result<BoxedEngine, Unavailable> {
+    Ok(Box::new(jit::Translator::new()?))
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn translator() -> Result<BoxedEngine, Unavailable> {
     Err(Unavailable::Host)
 }
 
 fn warn_once(why: &Unavailable) {
     static WARNED: Once = Once::new();
-    WARNED.call_once(|| log::warn!("the interpreter runs the guest, several times slower: {why}"));
+    let cause = why.source().map_or(String::new(), |cause| format!(": {cause}"));
+    WARNED.call_once(|| {
+        log::warn!("{why}{cause}; the interpreter runs the guest, several times slower")
+    });
 }
 
 #[cfg(test)]

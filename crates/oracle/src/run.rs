@@ -141,26 +141,36 @@ const COMPLETED: usize = 3;
 const HOST_HUNG: usize = 4;
 const FIELDS: usize = 5;
 
+/// Words that a process shares with its children, zero at first. They are there until it ends.
+pub(crate) fn shared_words(len: usize) -> io::Result<&'static [AtomicU64]> {
+    // SAFETY: an anonymous mapping touches no memory in use.
+    let at = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len * 8,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping has `len` words, is never unmapped, starts as zeros, and is used through
+    // atomics only.
+    Ok(unsafe { std::slice::from_raw_parts(at.cast::<AtomicU64>(), len) })
+}
+
+/// Ends this process by a signal after so many seconds: for children that may hang.
+pub(crate) fn end_after(seconds: u32) {
+    // SAFETY: no memory is touched.
+    unsafe { libc::alarm(seconds) };
+}
+
 impl Shared {
     fn new(units: usize) -> io::Result<Shared> {
-        let len = HEADER + units * FIELDS;
-        // SAFETY: an anonymous mapping touches no memory in use.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len * 8,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if at == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the mapping has `len` words, is never unmapped, starts as zeros, and is used
-        // through atomics only.
-        Ok(Shared { words: unsafe { std::slice::from_raw_parts(at.cast::<AtomicU64>(), len) } })
+        Ok(Shared { words: shared_words(HEADER + units * FIELDS)? })
     }
 
     fn load(&self, word: usize) -> u64 {

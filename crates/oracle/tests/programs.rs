@@ -11,7 +11,8 @@ use oracle::programs::{Duel, Plan, Program};
 
 /// Programs and steps of each: a build without optimization gets a taste only.
 const PROGRAMS: u64 = if cfg!(debug_assertions) { 12 } else { 300 };
-const PLAN: Plan = Plan { steps: if cfg!(debug_assertions) { 3000 } else { 30_000 }, shrink: true };
+const PLAN: Plan =
+    Plan { steps: if cfg!(debug_assertions) { 3000 } else { 30_000 }, shrink: true, isolate: true };
 
 fn check(make: fn() -> BoxedEngine) -> Duel {
     let mut duel = Duel::new(make, PLAN);
@@ -65,7 +66,7 @@ impl Engine for Mistaken {
 #[test]
 fn a_mistake_is_found_and_the_report_says_what_differs_and_how_to_repeat_it() {
     let make = || Box::new(Mistaken(Copycat::new(1), false)) as BoxedEngine;
-    let mut duel = Duel::new(make, Plan { steps: 3000, shrink: false });
+    let mut duel = Duel::new(make, Plan { steps: 3000, shrink: false, isolate: false });
     let failure =
         (1..20).find_map(|seed| duel.run(seed).err()).expect("a mistake in every program");
     let text = failure.to_string();

@@ -286,8 +286,6 @@ fn place(
         _ => 0,
     };
     let linear = offset_of(cpu, instruction, start).wrapping_add(base);
-    if !cpu.fill_for(env, linear, len, true) {
-        return None;
-    }
-    cpu.ram_for(linear, len, true)
+    let address = cpu.host_address(env, linear, len, true)?;
+    Some(RamOffset(address - env.mem.host_base() as u64))
 }

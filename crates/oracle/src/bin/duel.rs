@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         return ExitCode::from(3);
     }
     let make = || EngineKind::Translator.make().ok().flatten().expect("it was had before");
-    let mut duel = Duel::new(make, Plan { steps: options.steps, shrink: true });
+    let mut duel = Duel::new(make, Plan { steps: options.steps, shrink: true, isolate: true });
     let began = Instant::now();
     let end = options.seconds.map(Duration::from_secs);
     let (mut seed, mut failures) = (options.seed, 0);

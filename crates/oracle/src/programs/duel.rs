@@ -1,6 +1,7 @@
 //! One program on the interpreter and on an engine, compared at every cut.
 
 use std::fmt::{self, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use base::{Icount, SeededRng};
 use cpu::{Cpu, CpuState, CpuStop};
@@ -14,6 +15,7 @@ use super::layout::{
 };
 use super::write::{Program, disassemble};
 use crate::compare::GPR_NAMES;
+use crate::run::{end_after, in_child, shared_words};
 
 /// Steps between two kicks, so that no program stays in one loop.
 const KICK_STEPS: u64 = 6000;
@@ -22,6 +24,11 @@ const LISTED: usize = 24;
 /// Runs that a failure may take to be made small.
 const SHRINK_RUNS_MAX: u32 = 1500;
 
+/// A run that takes longer hangs.
+const HANG_SECONDS: u32 = 60;
+/// The status of one that did: 128 and SIGALRM.
+const HUNG: i32 = 128 + 14;
+
 /// How to run programs.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -29,6 +36,8 @@ pub struct Plan {
     pub steps: u64,
     /// Whether to make a failure small, which takes many runs.
     pub shrink: bool,
+    /// Whether each run is a process of its own, so that one that dies or hangs is a difference too.
+    pub isolate: bool,
 }
 
 /// What happens from outside at a cut.
@@ -161,10 +170,23 @@ impl Side {
 pub struct Duel {
     make: super::Factory,
     plan: Plan,
+    /// What a run says of itself, also to its parent: see [`Word`].
+    words: &'static [AtomicU64],
     /// Steps that both sides have made, over all programs.
     pub steps: u64,
     /// Of these, steps that the engine made itself.
     pub engine_steps: u64,
+}
+
+/// Indices of a run's words.
+enum Word {
+    /// The cut that it runs to.
+    Cut,
+    /// One more than the cut at which the sides differ; 0 if they do not.
+    Differs,
+    Steps,
+    EngineSteps,
+    Count,
 }
 
 /// A difference between the two.
@@ -199,9 +221,13 @@ impl fmt::Display for Failure {
 
 impl Duel {
     /// `make` gives a new engine for each program.
+    ///
+    /// # Panics
+    /// If the host has no memory.
     #[must_use]
     pub fn new(make: super::Factory, plan: Plan) -> Duel {
-        Duel { make, plan, steps: 0, engine_steps: 0 }
+        let words = shared_words(Word::Count as usize).expect("a page of memory");
+        Duel { make, plan, words, steps: 0, engine_steps: 0 }
     }
 
     /// Runs the program that `seed` names.
@@ -217,13 +243,41 @@ impl Duel {
 
     /// Runs both sides from cut to cut. The index of the first cut at which they differ.
     fn first_difference(&mut self, program: &Program, cuts: &[Cut]) -> Option<usize> {
+        self.words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        let mut status = 0;
+        if self.plan.isolate {
+            status = in_child(|| {
+                std::panic::set_hook(Box::new(|_| {}));
+                end_after(HANG_SECONDS);
+                self.run_sides(program, cuts);
+            });
+        } else {
+            self.run_sides(program, cuts);
+        }
+        self.steps += self.word(Word::Steps);
+        self.engine_steps += self.word(Word::EngineSteps);
+        if status != 0 {
+            return Some(self.word(Word::Cut) as usize);
+        }
+        (self.word(Word::Differs) as usize).checked_sub(1)
+    }
+
+    fn word(&self, word: Word) -> u64 {
+        self.words[word as usize].load(Ordering::Relaxed)
+    }
+
+    fn set(&self, word: Word, value: u64) {
+        self.words[word as usize].store(value, Ordering::Relaxed);
+    }
+
+    fn run_sides(&self, program: &Program, cuts: &[Cut]) {
         let mut ours = Side::new(program, None);
         let mut theirs = Side::new(program, Some((self.make)()));
-        let mut found = None;
         for (index, cut) in cuts.iter().enumerate() {
+            self.set(Word::Cut, index as u64);
             let goes_on = [ours.run_to(cut.at), theirs.run_to(cut.at)];
             if goes_on[0] != goes_on[1] || !are_equal(&ours, &theirs) {
-                found = Some(index);
+                self.set(Word::Differs, index as u64 + 1);
                 break;
             }
             if !goes_on[0] {
@@ -232,9 +286,8 @@ impl Duel {
             ours.apply(&cut.action);
             theirs.apply(&cut.action);
         }
-        self.steps += ours.cpu.icount().0;
-        self.engine_steps += theirs.cpu.stats().engine_steps;
-        found
+        self.set(Word::Steps, ours.cpu.icount().0);
+        self.set(Word::EngineSteps, theirs.cpu.stats().engine_steps);
     }
 
     /// Makes the program small and finds the step.
@@ -342,8 +395,27 @@ impl Duel {
                 break;
             }
         }
+        if self.plan.isolate {
+            let status = in_child(|| {
+                end_after(HANG_SECONDS);
+                theirs.run_to(last.at);
+            });
+            if status != 0 {
+                return (vec![death(status)], listing);
+            }
+        }
         theirs.run_to(last.at);
         (differences(&ours, &theirs), listing)
+    }
+}
+
+/// How a run ended that did not finish.
+fn death(status: i32) -> String {
+    match status {
+        HUNG => "the engine hangs".to_owned(),
+        101 => "the engine panics".to_owned(),
+        status if status > 128 => format!("the engine dies of signal {}", status - 128),
+        status => format!("the engine ends with status {status}"),
     }
 }
 
