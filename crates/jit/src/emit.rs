@@ -128,14 +128,6 @@ impl Emitter {
         self.modrm_mem(src, base, disp);
     }
 
-    /// `mov dword [base + disp], value`.
-    pub(crate) fn store_imm32(&mut self, base: u8, disp: i32, value: u32) {
-        self.rex(false, 0, 0, base);
-        self.bytes.push(0xc7);
-        self.modrm_mem(0, base, disp);
-        self.imm32(value as i32);
-    }
-
     /// `mov qword [base + disp], value`, sign-extended.
     pub(crate) fn store_imm64(&mut self, base: u8, disp: i32, value: i32) {
         self.rex(true, 0, 0, base);
@@ -353,11 +345,11 @@ impl Emitter {
     }
 
     pub(crate) fn load_sized(&mut self, bytes: u32, dst: u8, src: RegMem) {
-        self.sized(bytes, &[0x8b], dst, src);
+        self.sized(bytes, &[if bytes == 1 { 0x8a } else { 0x8b }], dst, src);
     }
 
     pub(crate) fn mov_sized(&mut self, bytes: u32, dst: RegMem, src: u8) {
-        self.sized(bytes, &[0x89], src, dst);
+        self.sized(bytes, &[if bytes == 1 { 0x88 } else { 0x89 }], src, dst);
     }
 
     /// An instruction of the two-byte opcode map.

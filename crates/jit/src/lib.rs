@@ -7,6 +7,7 @@
 mod cache;
 mod emit;
 mod frame;
+mod probe;
 mod scan;
 mod translate;
 mod translator;

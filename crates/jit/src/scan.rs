@@ -51,6 +51,8 @@ pub(crate) enum Kind {
     /// CBW to CQO.
     Extend,
     CmpXchg,
+    /// XCHG with memory.
+    Exchange,
     Push,
     Pop,
     Leave,
@@ -270,11 +272,12 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         | Mnemonic::Movsxd
         | Mnemonic::Neg
         | Mnemonic::Not
-        | Mnemonic::Xchg
         | Mnemonic::Xadd
         | Mnemonic::Popcnt
         | Mnemonic::Movnti
         | Mnemonic::Crc32 => Some(Kind::Copy),
+        Mnemonic::Xchg if has_memory_operand(ins) => Some(Kind::Exchange),
+        Mnemonic::Xchg => Some(Kind::Copy),
         Mnemonic::Mov => is_plain_mov(ins).then_some(Kind::Copy),
         Mnemonic::Bswap => (ins.op0_register().size() != 2).then_some(Kind::Copy),
         Mnemonic::Inc | Mnemonic::Dec => Some(Kind::CopyKeepingFlags),

@@ -31,8 +31,10 @@ pub(crate) enum Exit {
     /// Goes on at a place on the same page; the jump whose distance is at this offset in the cache can be
     /// made to lead there.
     Link { target: u16, patch: u32 },
-    /// A branch to this distance from the page was done.
+    /// Goes on at this distance from the page.
     Goto { target: i64 },
+    /// A branch to this distance from the page was done.
+    Branch { target: i64 },
     /// A branch to the address in the frame was done; to undo it, add this to RSP.
     Indirect { rsp: i64 },
     /// The translation has been dropped.
@@ -139,7 +141,7 @@ impl<'a> Gen<'a> {
             End::Branch => {}
             End::At(at) => {
                 self.settle_flags();
-                self.go_on_at(u64::from(at), at);
+                self.go_on_at(u64::from(at), at, Exit::Goto { target: i64::from(at) });
             }
             End::Unknown(at) => {
                 self.settle_flags();
@@ -199,7 +201,7 @@ impl<'a> Gen<'a> {
                 if undo > 0 {
                     self.e.alu_imm(Alu::Add, BUDGET, i32::from(undo));
                 }
-                self.go_on_at(target, at);
+                self.branch_to(target, at);
             }
         }
     }
@@ -213,7 +215,13 @@ impl<'a> Gen<'a> {
     }
 
     /// Goes on at a distance from the page, after the branch at `at`. The flags are at home.
-    fn go_on_at(&mut self, target: u64, at: u16) {
+    fn branch_to(&mut self, target: u64, at: u16) {
+        self.go_on_at(target, at, Exit::Branch { target: target as i64 });
+    }
+
+    /// Goes on at a distance from the page; leaves with `exit` if that is on another page without a
+    /// translation.
+    fn go_on_at(&mut self, target: u64, at: u16, exit: Exit) {
         match page_place(target) {
             Some(place) if place == self.start => {
                 let head = self.e.base;
@@ -228,7 +236,7 @@ impl<'a> Gen<'a> {
             }
             None => {
                 self.page_address(T, target);
-                self.far(at, Exit::Goto { target: target as i64 });
+                self.far(at, exit);
             }
         }
     }
@@ -485,7 +493,7 @@ impl<'a> Gen<'a> {
             Kind::Nop => {}
             Kind::Jmp => {
                 self.settle_flags();
-                self.go_on_at(ins.near_branch64(), insn.at);
+                self.branch_to(ins.near_branch64(), insn.at);
             }
             Kind::Copy => self.copy(index),
             Kind::CopyKeepingFlags => {
@@ -509,6 +517,7 @@ impl<'a> Gen<'a> {
             Kind::BitScan => self.bit_scan(index),
             Kind::Extend => self.extend(ins.mnemonic()),
             Kind::CmpXchg => self.cmpxchg(index),
+            Kind::Exchange => self.exchange(index),
             Kind::Push => self.push(index),
             Kind::Pop => {
                 self.stack(index, 0, false);
@@ -834,6 +843,31 @@ impl<'a> Gen<'a> {
         }
     }
 
+    /// XCHG with memory. The host's own would lock the bus, which nobody else is on.
+    fn exchange(&mut self, index: usize) {
+        self.operand(index);
+        let ins = &self.trace.insns[index].ins;
+        let bytes = operand_bytes(ins);
+        let at =
+            if ins.op0_kind() == OpKind::Memory { ins.op1_register() } else { ins.op0_register() };
+        let number = at.full_register().number() as u8;
+        self.e.load_sized(bytes, T, RegMem::Mem(S, 0));
+        match home(number) {
+            Home::Reg(r) => {
+                self.e.mov_sized(bytes, RegMem::Mem(S, 0), r);
+                self.e.mov_sized(bytes, RegMem::Reg(r), T);
+            }
+            Home::Slot(at) => {
+                self.e.store(reg::RSP, slot::TARGET, T);
+                self.e.load(T, reg::RSP, at);
+                self.e.mov_sized(bytes, RegMem::Mem(S, 0), T);
+                self.e.load(S, reg::RSP, slot::TARGET);
+                self.e.mov_sized(bytes, RegMem::Reg(T), S);
+                self.e.store(reg::RSP, at, T);
+            }
+        }
+    }
+
     fn push(&mut self, index: usize) {
         let ins = self.trace.insns[index].ins;
         let is_memory = ins.op0_kind() == OpKind::Memory;
@@ -914,7 +948,7 @@ impl<'a> Gen<'a> {
         self.e.store(S, 0, T);
         self.e.lea(reg::R9, reg::R9, -8);
         match near {
-            Some(place) => self.go_on_at(u64::from(place), at),
+            Some(place) => self.branch_to(u64::from(place), at),
             None => {
                 self.e.load(T, reg::RSP, slot::TARGET);
                 self.far(at, Exit::Indirect { rsp: 0 });

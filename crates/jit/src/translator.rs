@@ -9,6 +9,7 @@ use mem::{GuestMem, WatchedWrite};
 use crate::cache::CodeMemory;
 use crate::emit::Emitter;
 use crate::frame::{Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
+use crate::probe::host_agrees;
 use crate::scan::{End, scan};
 use crate::translate::{Exit, Gen, Site};
 
@@ -30,6 +31,9 @@ pub enum NotPossible {
     /// The host's CPU lacks what a guest is shown.
     #[error("this host's CPU is below x86-64-v2")]
     Cpu,
+    /// The host's CPU sets flags that the manual leaves open otherwise than the project defines them.
+    #[error("this host's CPU has other undefined flags")]
+    Flags,
 }
 
 /// Translates and runs guest code.
@@ -72,6 +76,9 @@ impl Translator {
             && is_x86_feature_detected!("ssse3"))
         {
             return Err(NotPossible::Cpu);
+        }
+        if !host_agrees() {
+            return Err(NotPossible::Flags);
         }
         let mut memory = CodeMemory::new(CACHE_BYTES)?;
         let mut emitter = Emitter::new(memory.base());
@@ -227,7 +234,8 @@ impl Engine for Translator {
                     rip = page + u64::from(target);
                     patch = Some(at);
                 }
-                Exit::Goto { target } => {
+                Exit::Goto { target } => rip = page.wrapping_add_signed(target),
+                Exit::Branch { target } => {
                     let target = page.wrapping_add_signed(target);
                     if !is_canonical(target) {
                         self.context.budget += 1;
