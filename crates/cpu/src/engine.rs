@@ -167,7 +167,9 @@ impl Cpu {
         len: u64,
         write: bool,
     ) -> Option<u64> {
-        if !is_canonical(linear) || (linear & 0xfff) + len > PAGE_SIZE {
+        let crosses = (linear & 0xfff) + len > PAGE_SIZE;
+        // Where every access is looked at, one may fault before anything is translated.
+        if !is_canonical(linear) || crosses || self.tlb_base != self.tlb.base_of(self.view, false) {
             return None;
         }
         let kind = if write { Kind::Write } else { Kind::Read };

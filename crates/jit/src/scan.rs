@@ -464,6 +464,8 @@ fn is_copied_sse(ins: &Instruction) -> bool {
                 | Mnemonic::Rsqrtps
                 | Mnemonic::Rsqrtss
                 | Mnemonic::Maskmovdqu
+                | Mnemonic::Cvtpi2ps
+                | Mnemonic::Cvtpi2pd
                 | Mnemonic::Pcmpestri
                 | Mnemonic::Pcmpestrm
                 | Mnemonic::Pcmpestri64
