@@ -43,6 +43,8 @@ struct Jump {
 
 struct Block {
     run: Run,
+    /// How many bytes of code decide what it is.
+    reach: u16,
     /// RAM address of the second page of a straddling instruction.
     next_page: Option<u64>,
 }
@@ -77,9 +79,7 @@ impl CodePage {
         let before = self.keys.len();
         for place in (0..before).rev() {
             let first = u64::from(self.keys[place] & 0xfff);
-            // Undefined bytes may depend on all that an instruction can have.
-            let bytes = usize::from(self.blocks[place].run.bytes).max(INSTRUCTION_BYTES_MAX);
-            if first < end && start < first + bytes as u64 {
+            if first < end && start < first + u64::from(self.blocks[place].reach) {
                 self.keys.swap_remove(place);
                 self.blocks.swap_remove(place);
             }
@@ -262,8 +262,10 @@ impl Cpu {
     ) {
         let key = key_of(at.0, self.mode_key);
         let start = (at.0 & 0xfff) as usize;
-        // An instruction that is undefined or too long depends on up to 15 bytes.
-        let end = start + usize::from(run.bytes).max(INSTRUCTION_BYTES_MAX);
+        // What is no instruction, at the end of a block, is so because of all bytes that one can have.
+        let has_unreadable = code.ops.last().is_some_and(|op| op.len == 0);
+        let reach = run.bytes + if has_unreadable { INSTRUCTION_BYTES_MAX as u16 } else { 0 };
+        let end = start + usize::from(reach);
         self.tlb.note_code(mem, at.page(), start, end.min(4096));
         if let Some(next) = next_page {
             let next = next >> PAGE_SHIFT;
@@ -275,7 +277,7 @@ impl Cpu {
         }
         let page = code.page_mut(at.page());
         page.keys.push(key);
-        page.blocks.push(Block { run, next_page });
+        page.blocks.push(Block { run, reach, next_page });
     }
 
     /// Drops the blocks whose bytes were written, here and in the engine.

@@ -14,6 +14,20 @@ fn a_store_into_the_next_instruction_of_the_block_is_obeyed() {
 }
 
 #[test]
+fn a_store_into_what_is_no_instruction_yet_is_obeyed_however_the_run_is_cut() {
+    // mov byte [rip+36], 0x90; nops; 15 prefixes, the last of which becomes a nop; hlt
+    let mut code = vec![0xc6, 0x05, 36, 0, 0, 0, 0x90];
+    code.extend([0x90; 22]);
+    code.extend([0x66; 15]);
+    code.push(0xf4);
+    for steps in [1, 40] {
+        let mut vm = Vm::long(&code);
+        while vm.run(steps) != CpuStop::Halted {}
+        assert_eq!(vm.cpu.rip(), CODE + code.len() as u64, "in runs of {steps}");
+    }
+}
+
+#[test]
 fn a_loop_that_patches_itself_runs_every_version() {
     // l: mov al, 0; add bl, al; inc byte [rip-10] (the immediate of mov); cmp al, 9; jne l; hlt
     let code =
