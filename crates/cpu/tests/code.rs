@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CODE, DATA, Vm};
+use common::{CODE, DATA, HANDLERS, Vm};
 use cpu::CpuStop;
 
 #[test]
@@ -14,17 +14,21 @@ fn a_store_into_the_next_instruction_of_the_block_is_obeyed() {
 }
 
 #[test]
-fn a_store_into_what_is_no_instruction_yet_is_obeyed_however_the_run_is_cut() {
-    // mov byte [rip+36], 0x90; nops; 15 prefixes, the last of which becomes a nop; hlt
-    let mut code = vec![0xc6, 0x05, 36, 0, 0, 0, 0x90];
-    code.extend([0x90; 22]);
+fn a_write_to_the_last_byte_of_what_is_no_instruction_is_obeyed() {
+    // l: nops; 15 prefixes: #GP, whose handler makes the last one a nop; dec ecx; jne l; hlt
+    let mut code = vec![0x90; 22];
     code.extend([0x66; 15]);
-    code.push(0xf4);
-    for steps in [1, 40] {
-        let mut vm = Vm::long(&code);
-        while vm.run(steps) != CpuStop::Halted {}
-        assert_eq!(vm.cpu.rip(), CODE + code.len() as u64, "in runs of {steps}");
-    }
+    code.extend([0xff, 0xc9, 0x75, (-41i8) as u8, 0xf4]);
+    let mut vm = Vm::long(&code);
+    // inc ebx; mov byte [l + 36], 0x90; add rsp, 8; iretq
+    let mut handler = vec![0xff, 0xc3, 0xc6, 0x04, 0x25];
+    handler.extend((CODE as u32 + 36).to_le_bytes());
+    handler.extend([0x90, 0x48, 0x83, 0xc4, 0x08, 0x48, 0xcf]);
+    vm.write(HANDLERS + 32 * 13, &handler);
+    vm.cpu.set_gpr(1, 2);
+    vm.run_to_halt(200);
+    assert_eq!(vm.cpu.rip(), CODE + code.len() as u64);
+    assert_eq!(vm.cpu.gpr(3), 1, "it faults only as long as it is no instruction");
 }
 
 #[test]
