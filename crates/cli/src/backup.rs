@@ -8,7 +8,7 @@ use clap::Args;
 use vmm::config::{BackupConfig, NetSpec};
 
 use crate::exit::{Exit, usage};
-use crate::options::{ProcessArgs, SiteArgs, check_address};
+use crate::options::{EngineArgs, ProcessArgs, SiteArgs, check_address};
 
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
@@ -31,6 +31,8 @@ pub(crate) struct BackupArgs {
     #[arg(long, value_name = "FILE")]
     json_to: Option<PathBuf>,
     #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
     process: ProcessArgs,
     #[command(flatten)]
     site: SiteArgs,
@@ -51,11 +53,12 @@ pub(crate) fn run(args: BackupArgs) -> Result<Exit> {
         arbiter: args.arbiter,
         disks,
         backups: args.backup,
+        engine: args.engine.kind(),
         site: args.process.site(&args.site, security, Some(args.listen))?,
     };
     args.json_to.as_deref().map(crate::run::check_writable).transpose()?;
     match vmm::backup::run(&config)? {
-        Some(report) => crate::run::finish(&report, args.json_to.as_deref()),
+        Some(report) => crate::run::finish(&report, &args.engine, args.json_to.as_deref()),
         None => Ok(Exit::Done),
     }
 }

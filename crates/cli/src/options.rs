@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use base::Digest;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use engines::EngineKind;
 use serde::Deserialize;
+use vmm::Totals;
 use vmm::config::Site;
 use vmm::key::{Security, load};
 use vmm::rundir::RunDir;
@@ -110,6 +112,54 @@ impl ProcessArgs {
             events: self.events,
         })
     }
+}
+
+/// What runs the guest's code, and what is told of it.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(default)]
+pub(crate) struct EngineArgs {
+    /// What runs the guest's code on this host. The guest cannot tell, and hosts of one VM may differ. [default: auto]
+    #[arg(long, value_enum, env = engines::VARIABLE)]
+    pub(crate) engine: Option<EngineName>,
+    /// Say at the end who ran the guest's steps and what the caches did.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub(crate) stats: Option<bool>,
+}
+
+impl EngineArgs {
+    pub(crate) fn or(self, file: EngineArgs) -> EngineArgs {
+        EngineArgs { engine: self.engine.or(file.engine), stats: self.stats.or(file.stats) }
+    }
+
+    pub(crate) fn kind(&self) -> EngineKind {
+        match self.engine {
+            None | Some(EngineName::Auto) => EngineKind::Auto,
+            Some(EngineName::Interpreter) => EngineKind::Interpreter,
+            Some(EngineName::Translator) => EngineKind::Translator,
+        }
+    }
+
+    /// Prints the counts if they were asked for.
+    pub(crate) fn tell(&self, totals: &Totals) {
+        if self.stats != Some(true) {
+            return;
+        }
+        log::info!("{} of the guest's steps; in this process:", totals.icount);
+        for (name, count) in &totals.counts {
+            log::info!("{count:>16} {}", name.replace('_', " "));
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum EngineName {
+    /// The fastest one that the host allows.
+    Auto,
+    /// The interpreter alone.
+    Interpreter,
+    /// The translator, and the interpreter for what it leaves.
+    Translator,
 }
 
 /// Refuses what is not `HOST:PORT`.

@@ -10,7 +10,8 @@ use serde_json::json;
 use vmm::replaying::{RecordingEnd, ReplayReport, replay};
 
 use crate::exit::Exit;
-use crate::run::{check_writable, write_json};
+use crate::options::EngineArgs;
+use crate::run::{check_writable, counts, engine_name, write_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
@@ -22,6 +23,8 @@ pub(crate) struct ReplayArgs {
     /// Write a summary to FILE.
     #[arg(long, value_name = "FILE")]
     json_to: Option<PathBuf>,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
@@ -29,7 +32,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
     let mut console: Box<dyn Write> =
         if args.console { Box::new(io::stdout()) } else { Box::new(io::sink()) };
     args.json_to.as_deref().map(check_writable).transpose()?;
-    let report = replay(&args.log, &mut *console)?;
+    let report = replay(&args.log, args.engine.kind(), &mut *console)?;
     let (exit, why) = verdict(&report);
     if let Some(path) = &args.json_to {
         let summary = json!({
@@ -41,9 +44,12 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
             "digest": report.totals.digest.to_string(),
             "entries": report.entries,
             "digests_compared": report.digest_count,
+            "engine": engine_name(&report.totals),
+            "counts": counts(&report.totals),
         });
         write_json(path, &summary)?;
     }
+    args.engine.tell(&report.totals);
     let steps = report.totals.icount;
     let compared = report.digest_count;
     if exit == Exit::Done {

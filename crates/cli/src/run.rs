@@ -12,13 +12,13 @@ use ft::{Timing, TimingError};
 use machine::{ClockMode, Off};
 use serde::Deserialize;
 use serde_json::json;
-use vmm::Ended;
 use vmm::config::{DiskSpec, NetSpec, Protection, RunConfig, check_name};
 use vmm::key::Security;
 use vmm::run::RunReport;
+use vmm::{Ended, Totals};
 
 use crate::exit::{Exit, usage};
-use crate::options::{ProcessArgs, SiteArgs, check_address};
+use crate::options::{EngineArgs, ProcessArgs, SiteArgs, check_address};
 
 const NAME_DEFAULT: &str = "vm";
 const MIB: u64 = 1 << 20;
@@ -109,6 +109,9 @@ struct RunOptions {
     listen: Option<SocketAddr>,
     #[command(flatten)]
     #[serde(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
     process: ProcessArgs,
     #[command(flatten)]
     #[serde(flatten)]
@@ -134,15 +137,19 @@ enum TimingProfile {
 
 pub(crate) fn run(args: RunArgs) -> Result<Exit> {
     let options = merge(args)?;
-    let json_to = options.json_to.clone();
+    let (json_to, engine) = (options.json_to.clone(), options.engine.clone());
     let config = check(options)?;
     json_to.as_deref().map(check_writable).transpose()?;
     let report = vmm::run::run(&config)?;
-    finish(&report, json_to.as_deref())
+    finish(&report, &engine, json_to.as_deref())
 }
 
 /// Reports a VM's end, to people and to the summary.
-pub(crate) fn finish(report: &RunReport, json_to: Option<&Path>) -> Result<Exit> {
+pub(crate) fn finish(
+    report: &RunReport,
+    engine: &EngineArgs,
+    json_to: Option<&Path>,
+) -> Result<Exit> {
     let exit = match &report.ended {
         Ended::Guest(Off::DebugExit(value)) => Exit::Guest(*value),
         Ended::Guest(_) | Ended::Stopped => Exit::Done,
@@ -156,6 +163,9 @@ pub(crate) fn finish(report: &RunReport, json_to: Option<&Path>) -> Result<Exit>
     if let Some(path) = json_to {
         write_summary(path, report, exit)?;
     }
+    if let Some(totals) = &report.totals {
+        engine.tell(totals);
+    }
     if !matches!(exit, Exit::Done | Exit::Guest(_)) {
         log::error!("{}", report.ended);
     }
@@ -163,7 +173,7 @@ pub(crate) fn finish(report: &RunReport, json_to: Option<&Path>) -> Result<Exit>
 }
 
 fn write_summary(path: &Path, report: &RunReport, exit: Exit) -> Result<()> {
-    let totals = report.totals;
+    let totals = report.totals.as_ref();
     let seconds = report.elapsed.as_secs_f64();
     let summary = json!({
         "name": report.vm,
@@ -173,6 +183,8 @@ fn write_summary(path: &Path, report: &RunReport, exit: Exit) -> Result<()> {
         "instructions": totals.map(|totals| totals.icount),
         "guest_seconds": totals.map(|totals| Duration::from_nanos(totals.guest_ns).as_secs_f64()),
         "digest": totals.map(|totals| totals.digest.to_string()),
+        "engine": totals.map(engine_name),
+        "counts": totals.map(counts),
     });
     write_json(path, &summary)
 }
@@ -185,6 +197,16 @@ pub(crate) fn check_writable(path: &Path) -> Result<()> {
         if was_there { Ok(()) } else { std::fs::remove_file(path) }
     };
     open().with_context(|| format!("cannot write summary {}", path.display()))
+}
+
+/// What ran the guest, in summaries.
+pub(crate) fn engine_name(totals: &Totals) -> &'static str {
+    if totals.translated { "translator" } else { "interpreter" }
+}
+
+/// The counts as an object.
+pub(crate) fn counts(totals: &Totals) -> serde_json::Value {
+    totals.counts.iter().map(|(name, count)| (*name, *count)).collect()
 }
 
 /// Writes one JSON object and a line end.
@@ -224,6 +246,7 @@ fn merge(args: RunArgs) -> Result<RunOptions> {
         detection_ms: flags.detection_ms.or(file.detection_ms.filter(|_| flags.timing.is_none())),
         force: flags.force.or(file.force),
         listen: flags.listen.or(file.listen),
+        engine: flags.engine.or(file.engine),
         process: flags.process.or(file.process),
         site: flags.site.or(file.site),
     })
@@ -324,6 +347,7 @@ fn check(options: RunOptions) -> Result<RunConfig> {
         record: options.record,
         debug_exit: options.debug_exit == Some(true),
         no_reboot: options.no_reboot == Some(true),
+        engine: options.engine.kind(),
         protection,
         site,
     })
@@ -375,6 +399,7 @@ fn timing(options: &RunOptions) -> Result<Timing> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use engines::EngineKind;
 
     use super::*;
 
@@ -395,9 +420,11 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let file = dir.join("vm.toml");
         let text = "name = 'web'\nkernel = 'k'\nmem = 64\nsnapshot = true\ndisk = ['d.img']\n\
-                    clock = 'virtual'\nhost_id = 'a'\nrun_dir = 'run'\n";
+                    clock = 'virtual'\nhost_id = 'a'\nrun_dir = 'run'\nengine = 'translator'\nstats = true\n";
         std::fs::write(&file, text).unwrap();
-        let config = read(&[file.to_str().unwrap(), "--mem", "128", "--snapshot=false"]);
+        let file_name = file.to_str().unwrap();
+        let config = read(&[file_name, "--mem", "128", "--snapshot=false"]);
+        let other_engine = read(&[file_name, "--engine", "interpreter"]);
         std::fs::write(&file, "name = 'web'\nkernal = 'k'\n").unwrap();
         let misspelt = read(&[file.to_str().unwrap()]);
         std::fs::remove_dir_all(&dir).unwrap();
@@ -407,6 +434,8 @@ mod tests {
         assert_eq!(config.disks[0].place, dir.join("d.img").to_str().unwrap());
         assert!(!config.disks[0].snapshot);
         assert_eq!(config.clock, ClockMode::Virtual);
+        assert_eq!(config.engine, EngineKind::Translator);
+        assert_eq!(other_engine.unwrap().engine, EngineKind::Interpreter);
         let error = misspelt.unwrap_err().to_string();
         assert!(error.contains("kernal"), "{error}");
     }

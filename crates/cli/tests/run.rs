@@ -390,3 +390,67 @@ fn what_cannot_be_replayed_gets_one_clear_line() {
     check(1, &["no event log"], &folder.file("text", b"#!/bin/sh\n"));
     check(1, &["cut short"], &folder.file("empty", b""));
 }
+
+/// Which engine runs a guest is in no recording.
+#[test]
+fn engines_replay_each_others_recordings_and_say_what_they_did() {
+    if let Err(why) = engines::EngineKind::Translator.make() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let folder = Folder::new("engines");
+    let (kernel, run_dir) = (kernel(&folder), folder.path("run"));
+    let engines = ["interpreter", "translator"];
+    for [recorder, replayer] in [engines, [engines[1], engines[0]]] {
+        let log = folder.path(&format!("log-{recorder}"));
+        let (recorded, replayed) = (folder.path("recorded"), folder.path("replayed"));
+        let mut vm = Process::with_stdin(&[
+            "run",
+            "--kernel",
+            &kernel,
+            "--run-dir",
+            &run_dir,
+            "--record",
+            &log,
+            "--json-to",
+            &recorded,
+            "--engine",
+            recorder,
+            "--stats",
+        ]);
+        vm.wait_for_output("hello\n");
+        vm.type_bytes(b"P");
+        assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+        assert!(vm.errors().contains("tlb flushes"), "{}", vm.errors());
+        let args = ["replay", &log, "--json-to", &replayed, "--engine", replayer];
+        let (code, _, errors) = finish(&args);
+        assert_eq!(code, 0, "{errors}");
+        let (recorded, replayed) = (folder.json("recorded"), folder.json("replayed"));
+        assert_eq!(recorded["digest"], replayed["digest"]);
+        assert_eq!(
+            (&recorded["engine"], &replayed["engine"]),
+            (&recorder.into(), &replayer.into())
+        );
+        // The kernel is 32-bit code, which no engine is asked to run.
+        let translators = if recorder == "translator" { &recorded } else { &replayed };
+        assert!(translators["counts"]["steps_unasked"].as_u64().unwrap() > 50, "{translators}");
+        assert!(translators["counts"]["translations"].is_u64(), "{translators}");
+    }
+}
+
+#[test]
+fn the_environment_may_choose_the_engine_and_an_unknown_one_is_refused() {
+    let folder = Folder::new("engine-env");
+    let (kernel, run_dir, json) = (kernel(&folder), folder.path("run"), folder.path("json"));
+    let args = ["run", "--kernel", &kernel, "--run-dir", &run_dir, "--json-to", &json];
+    let mut command = lockstep(&args);
+    command.env("LOCKSTEP_ENGINE", "interpreter").stdin(Stdio::piped());
+    let mut vm = Process::start(command);
+    vm.wait_for_output("hello\n");
+    vm.signal("TERM");
+    assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+    assert_eq!(folder.json("json")["engine"], "interpreter");
+    let (code, _, errors) = finish(&[&args[..], &["--engine", "fast"]].concat());
+    assert_eq!(code, 2);
+    assert!(errors.contains("translator"), "{errors}");
+}

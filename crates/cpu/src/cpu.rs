@@ -9,42 +9,62 @@ use crate::state::{CpuState, Seg, Segment, Shadow, SseState, SystemState, X87Sta
 use crate::tlb::{Tlb, View};
 use crate::{Flags, Op};
 
-/// Counts of what the caches do. Not part of the state: they tell about this process only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CpuStats {
-    /// Blocks decoded.
-    pub blocks_decoded: u64,
-    /// Instructions in them.
-    pub ops_decoded: u64,
-    /// Block lookups that the jump cache did not answer.
-    pub jump_misses: u64,
-    /// Blocks dropped because their bytes were written.
-    pub blocks_dropped: u64,
-    /// Page walks that gave a translation.
-    pub walks: u64,
-    /// Writes to pages that hold page tables which were walked.
-    pub table_writes: u64,
-    /// Those of them that hit a walked entry.
-    pub walked_entry_writes: u64,
-    /// Single entries dropped.
-    pub tlb_drops: u64,
-    /// Times that a half of an address space, or all, was dropped.
-    pub tlb_flushes: u64,
-    /// Loads of CR3.
-    pub cr3_loads: u64,
-    /// Loads of CR3 that found none of the kept address spaces to be theirs.
-    pub cr3_misses: u64,
-    /// Times that the engine was asked to run.
-    pub engine_runs: u64,
-    /// Steps that it made.
-    pub engine_steps: u64,
-    /// Steps of instructions that it left to the interpreter one by one.
-    pub steps_left_singly: u64,
-    /// Steps of blocks that it left to the interpreter as a whole.
-    pub steps_left_in_blocks: u64,
-    /// Steps made with an engine there that was not asked: in other modes than 64-bit mode, and where
-    /// something is pending.
-    pub steps_unasked: u64,
+/// Declares counts and their list, name by name.
+macro_rules! counts {
+    ($(#[$doc:meta])* $type:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $type {
+            $($(#[$field_doc])* pub $field: u64,)*
+        }
+
+        impl $type {
+            /// All counts with their names.
+            pub fn list(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($field), self.$field),)*].into_iter()
+            }
+        }
+    };
+}
+
+counts! {
+    /// Counts of what the caches and the engine do. Not part of the state: they tell about this process
+    /// only.
+    CpuStats {
+        /// Blocks decoded.
+        blocks_decoded,
+        /// Instructions in them.
+        ops_decoded,
+        /// Block lookups that the jump cache did not answer.
+        jump_misses,
+        /// Blocks dropped because their bytes were written.
+        blocks_dropped,
+        /// Page walks that gave a translation.
+        walks,
+        /// Writes to pages that hold page tables which were walked.
+        table_writes,
+        /// Those of them that hit a walked entry.
+        walked_entry_writes,
+        /// Single entries dropped.
+        tlb_drops,
+        /// Times that a half of an address space, or all, was dropped.
+        tlb_flushes,
+        /// Loads of CR3.
+        cr3_loads,
+        /// Loads of CR3 that found none of the kept address spaces to be theirs.
+        cr3_misses,
+        /// Times that the engine was asked to run.
+        engine_runs,
+        /// Steps that it made.
+        engine_steps,
+        /// Steps of instructions that it left to the interpreter one by one.
+        steps_left_singly,
+        /// Steps of blocks that it left to the interpreter as a whole.
+        steps_left_in_blocks,
+        /// Steps made with an engine there that was not asked: in other modes than 64-bit mode, and where
+        /// something is pending.
+        steps_unasked,
+    }
 }
 
 /// An x86-64 CPU.

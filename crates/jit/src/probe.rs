@@ -11,8 +11,16 @@ const SF: u64 = 1 << 7;
 const OF: u64 = 1 << 11;
 const ALL: u64 = CF | PF | AF | ZF | SF | OF;
 
-const OPERANDS: [u64; 8] =
-    [0, 1, 0x8000_0000_0000_0000, 0x4000_0000_0000_0001, u64::MAX, 0xff, 0x7fff_ffff, 0xa5a5_5a5a_1234_5678];
+const OPERANDS: [u64; 8] = [
+    0,
+    1,
+    0x8000_0000_0000_0000,
+    0x4000_0000_0000_0001,
+    u64::MAX,
+    0xff,
+    0x7fff_ffff,
+    0xa5a5_5a5a_1234_5678,
+];
 
 /// Runs one instruction on an operand with these flags set before; gives its result and flags.
 macro_rules! try_one {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use base::{Digest, Digester, Icount};
-use cpu::{Bus, Cpu, CpuState, CpuStop, Seg, Segment, TableRegister};
+use cpu::{Bus, Cpu, CpuState, CpuStop, Engine, Seg, Segment, TableRegister};
 use mem::{GuestMem, MemError};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -74,6 +74,8 @@ pub struct Machine {
     pub(crate) boot_count: u64,
     /// True at power-on, before anything happened: then the payload tells all of RAM.
     pub(crate) pristine: bool,
+    /// What runs guest code beside the interpreter. Not part of the state.
+    pub(crate) engine: Option<Box<dyn Engine + Send>>,
 }
 
 impl fmt::Debug for Machine {
@@ -97,6 +99,7 @@ impl Machine {
             payload: Arc::new(payload),
             boot_count: 0,
             pristine: true,
+            engine: None,
         };
         machine.boot()?;
         Ok(machine)
@@ -156,10 +159,25 @@ impl Machine {
         self.board.console_room(console)
     }
 
-    /// Counts of what the CPU's caches did, for benchmarks.
+    /// Runs guest code with an engine from now on, or with the interpreter alone. The guest cannot tell: an
+    /// engine is in no snapshot and no digest, and each side of a pair has its own.
+    pub fn set_engine(&mut self, engine: Option<Box<dyn Engine + Send>>) {
+        // The caches hold marks for the engine of before.
+        self.cpu.drop_caches();
+        self.engine = engine;
+    }
+
+    /// True if there is an engine beside the interpreter.
     #[must_use]
-    pub fn cpu_stats(&self) -> cpu::CpuStats {
-        self.cpu.stats()
+    pub fn has_engine(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    /// Counts of what CPU and engine did in this process, each with its name.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        let of_engine = self.engine.iter().flat_map(|engine| engine.stats());
+        self.cpu.stats().list().chain(of_engine).collect()
     }
 
     /// The CPU's state, to look at.
@@ -227,7 +245,12 @@ impl Machine {
             let slice_end = self.board.begin_slice(until);
             // Why it stopped shows in the state, which is looked at from the top, so that it makes
             // no difference whether a slice ends at the same place.
-            let _: CpuStop = self.cpu.run(&mut self.mem, &mut self.board, slice_end);
+            let _: CpuStop = match &mut self.engine {
+                Some(engine) => {
+                    self.cpu.run_with(&mut self.mem, &mut self.board, slice_end, &mut **engine)
+                }
+                None => self.cpu.run(&mut self.mem, &mut self.board, slice_end),
+            };
         }
     }
 

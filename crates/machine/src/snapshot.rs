@@ -107,6 +107,7 @@ impl Machine {
             payload: Arc::new(head.payload),
             boot_count: state.boot_count,
             pristine: false,
+            engine: None,
         };
         machine.begin_rolling_digest();
         Ok(machine)

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use base::{Digest, Icount, LogPos, SeededRng};
+use engines::EngineKind;
 use machine::event::{Console, Event, Output};
 use machine::{BootPayload, ClockMode, Machine, MachineConfig, Stop};
 use replay::format::{Body, Decoder, Encoder, End, Item};
@@ -26,9 +27,16 @@ fn payload() -> BootPayload {
     }
 }
 
+/// A machine at power-on. The environment says what runs it.
 fn machine(clock: ClockMode) -> Machine {
     let config = MachineConfig { clock, ..MachineConfig::for_test(256 << 20) };
-    Machine::new(config, payload()).expect("Debian's kernel loads")
+    let machine = Machine::new(config, payload()).expect("Debian's kernel loads");
+    with_engine(machine, EngineKind::from_environment().expect("a kind of engine"))
+}
+
+fn with_engine(mut machine: Machine, kind: EngineKind) -> Machine {
+    machine.set_engine(kind.make().expect("the engine that was asked for"));
+    machine
 }
 
 /// Runs to `until` in slices that `slice` chooses and drops the outputs.
@@ -76,7 +84,9 @@ fn a_boot_goes_on_the_same_from_a_snapshot() {
     let mut machine = machine(ClockMode::Virtual);
     for share in [4, 3, 2] {
         run_in_slices(&mut machine, Icount(BOOT_STEPS / share), || 1_000_000);
-        let mut copy = Machine::restore(&machine.save()).expect("its own snapshot");
+        let kind = EngineKind::from_environment().expect("a kind of engine");
+        let copy = Machine::restore(&machine.save()).expect("its own snapshot");
+        let mut copy = with_engine(copy, kind);
         assert_eq!(copy.digest(), machine.digest());
         let until = machine.icount().plus(BOOT_STEPS / 10);
         run_in_slices(&mut machine, until, || 1_000_000);
@@ -120,12 +130,21 @@ fn recorded_boot(seed: u64) -> (Vec<u8>, Digest) {
     (log, recorder.machine().digest())
 }
 
-/// Follows a log to its end; `edit` may change its entries.
-fn follow(log: &[u8], mut edit: impl FnMut(&mut Body)) -> (Progress, Replayer) {
+/// Follows a log to its end; `edit` may change its entries. The environment says what runs it.
+fn follow(log: &[u8], edit: impl FnMut(&mut Body)) -> (Progress, Replayer) {
+    follow_with(EngineKind::from_environment().expect("a kind of engine"), log, edit)
+}
+
+fn follow_with(
+    kind: EngineKind,
+    log: &[u8],
+    mut edit: impl FnMut(&mut Body),
+) -> (Progress, Replayer) {
     let mut decoder = Decoder::new();
     decoder.feed(log);
     let Ok(Some(Item::Start(start))) = decoder.poll() else { panic!("no start state") };
-    let mut replayer = Replayer::new(Machine::restore(&start).expect("a start state"), LogPos(0));
+    let machine = with_engine(Machine::restore(&start).expect("a start state"), kind);
+    let mut replayer = Replayer::new(machine, LogPos(0));
     while let Some(Item::Entry(mut entry)) = decoder.poll().expect("a whole log") {
         edit(&mut entry.body);
         replayer.feed(entry);
@@ -164,4 +183,36 @@ fn a_changed_entry_is_found_as_a_divergence() {
     let Progress::Diverged(divergence) = end else { panic!("it ended as {end:?}") };
     assert!(divergence.agreed < divergence.seen, "{divergence}");
     assert!(replayer.digest_count() > 0);
+}
+
+/// What one engine records, the other follows, and a snapshot goes from one to the other: an engine is no
+/// part of the state.
+#[test]
+fn a_boot_goes_on_the_same_with_another_engine() {
+    if let Err(why) = EngineKind::Translator.make() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let kinds = [EngineKind::Interpreter, EngineKind::Translator];
+    let (log, digest) = recorded_boot(11);
+    for kind in kinds {
+        let (end, replayer) = follow_with(kind, &log, |_| {});
+        assert_eq!(end, Progress::Passed(Passed::End(End::RecordingStopped)), "{kind}");
+        assert_eq!(replayer.machine().digest(), digest, "{kind}");
+    }
+    let digests = kinds.map(|kind| {
+        let mut rng = SeededRng::new(3);
+        let mut machine = with_engine(machine(ClockMode::Virtual), kind);
+        run_in_slices(&mut machine, Icount(BOOT_STEPS / 2), || 1 + rng.below(400_000));
+        let other = kinds.into_iter().find(|other| *other != kind).expect("there are two");
+        let copy = Machine::restore(&machine.save()).expect("its own snapshot");
+        let mut copy = with_engine(copy, other);
+        run_in_slices(&mut copy, Icount(BOOT_STEPS), || 1 + rng.below(400_000));
+        // And on the same machine, with its caches.
+        let mut machine = with_engine(machine, other);
+        run_in_slices(&mut machine, Icount(BOOT_STEPS), || 1 + rng.below(400_000));
+        assert_eq!(copy.digest(), machine.digest(), "from {kind} to {other}");
+        copy.digest()
+    });
+    assert_eq!(digests[0], digests[1]);
 }

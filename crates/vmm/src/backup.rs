@@ -34,6 +34,8 @@ use crate::wire;
 /// A [`RunError`] if the process could not begin.
 pub fn run(config: &BackupConfig) -> Result<Option<RunReport>, RunError> {
     let began = std::time::Instant::now();
+    // A host that cannot have the engine says so now, not when a primary comes.
+    config.engine.make()?;
     let wake = Arc::new(Wake::new()?);
     let post = Post::new(wake.clone());
     let listener = listen(config.listen)?;
@@ -119,8 +121,11 @@ impl Waiting<'_> {
         let outbox = Arc::new(Outbox::new(self.wake.clone()));
         let links =
             Links { mailbox: mailbox.clone(), outbox: outbox.clone(), serial: hubs[0].clone() };
-        let thread =
-            spawn_machine(move || Engine::new(links, None, None).run_backup(), self.post.clone())?;
+        let kind = self.config.engine;
+        let thread = spawn_machine(
+            move || Engine::new(links, None, None).run_backup(kind),
+            self.post.clone(),
+        )?;
         let node_config = ft::Config {
             vm: vm.clone(),
             claimant,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use base::{Digest, VmId};
+use engines::EngineKind;
 use ft::Timing;
 use host::link::{INTERFACE_NAME_LEN_MAX, LinkAddr};
 use machine::ClockMode;
@@ -48,6 +49,8 @@ pub struct RunConfig {
     pub debug_exit: bool,
     /// A guest that resets ends the run.
     pub no_reboot: bool,
+    /// What runs the guest's code on this host.
+    pub engine: EngineKind,
     /// How the VM is protected, if it is.
     pub protection: Option<Protection>,
     /// What all processes share.
@@ -67,6 +70,8 @@ pub struct BackupConfig {
     pub disks: Vec<DiskSpec>,
     /// Who to make the next backup when this process has taken over.
     pub backups: Vec<String>,
+    /// What runs the guest's code on this host.
+    pub engine: EngineKind,
     /// What all processes share.
     pub site: Site,
 }

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use base::{Icount, LogPos, Nanos, SeededRng};
+use engines::EngineKind;
 use ft::{Control, Pace, Progress, RunState, Speed, Window};
 use machine::event::{Console, Event, Output};
 use machine::{ClockMode, Machine, Stop};
@@ -117,13 +118,15 @@ impl Engine {
         self.run_live(live);
     }
 
-    /// Waits for a start state, follows its log and goes live if told so, until [`Command::Finish`].
-    pub(crate) fn run_backup(mut self) {
+    /// Waits for a start state, follows its log with an engine of this kind and goes live if told so, until
+    /// [`Command::Finish`].
+    pub(crate) fn run_backup(mut self, kind: EngineKind) {
         let mut following: Option<Following> = None;
         loop {
-            match self.handle_follow_commands(&mut following) {
+            match self.handle_follow_commands(&mut following, kind) {
                 Next::Finish => {
-                    let totals = following.map(|following| totals(following.replayer.machine()));
+                    let totals =
+                        following.map(|following| Totals::of(following.replayer.machine()));
                     self.items.push(Item::Finished(Box::new(totals.unwrap_or_default())));
                     self.hand_over(Progress::default(), RunState::Paused, true);
                     return;
@@ -147,10 +150,16 @@ impl Engine {
 
     // ---- The side that follows.
 
-    fn handle_follow_commands(&mut self, following: &mut Option<Following>) -> Next {
+    fn handle_follow_commands(
+        &mut self,
+        following: &mut Option<Following>,
+        kind: EngineKind,
+    ) -> Next {
         while let Some(command) = self.links.mailbox.take_command() {
             match (command, following.as_mut()) {
-                (Command::Load { state, pos }, _) => *following = self.load(&state, pos),
+                (Command::Load { state, pos }, _) => {
+                    *following = self.load(&state, pos, kind);
+                }
                 (Command::Replay(entries), Some(following)) => following.feed(entries),
                 (Command::GoLive { advance }, _) => return Next::GoLive(advance),
                 (Command::Finish, _) => return Next::Finish,
@@ -167,9 +176,10 @@ impl Engine {
         Next::Go
     }
 
-    fn load(&mut self, state: &[u8], pos: LogPos) -> Option<Following> {
+    fn load(&mut self, state: &[u8], pos: LogPos, kind: EngineKind) -> Option<Following> {
         let loaded = StartState::decode(state).and_then(|start| {
-            let machine = Machine::restore(&start.machine).map_err(|error| describe(&error))?;
+            let mut machine = Machine::restore(&start.machine).map_err(|error| describe(&error))?;
+            machine.set_engine(kind.make().map_err(|error| describe(&error))?);
             Ok((start, machine))
         });
         let following = match loaded {
@@ -478,7 +488,7 @@ impl Engine {
             self.items.push(Item::RecordingFailed(describe(&error)));
         }
         let machine = live.recorder.machine();
-        self.items.push(Item::Finished(Box::new(totals(machine))));
+        self.items.push(Item::Finished(Box::new(Totals::of(machine))));
         let progress = Progress { icount: machine.icount(), pos: live.recorder.end() };
         self.hand_over(progress, RunState::Paused, true);
     }
@@ -614,10 +624,6 @@ pub fn describe(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-fn totals(machine: &Machine) -> Totals {
-    Totals { icount: machine.icount(), guest_ns: machine.guest_ns(), digest: machine.digest() }
 }
 
 fn now() -> Nanos {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use base::{Digest, Generation, Icount, LogPos, Nanos};
 use ft::{Control, Pace, Progress, RunState, Window};
 use host::Wake;
-use machine::Off;
 use machine::event::{Console, Control as Switch, DiskResult, Output};
+use machine::{Machine, Off};
 
 /// Frames that wait for the guest; a frame beyond them is lost, as in a full network card.
 const FRAMES_MAX: usize = 1024;
@@ -203,7 +203,7 @@ pub(crate) struct Produced {
 }
 
 /// A run in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Steps since power-on.
     pub icount: Icount,
@@ -211,6 +211,22 @@ pub struct Totals {
     pub guest_ns: u64,
     /// Digest of the whole machine.
     pub digest: Digest,
+    /// The translator ran the guest, with the interpreter for what it leaves; else the interpreter alone.
+    pub translated: bool,
+    /// Counts of what CPU and engine did in this process.
+    pub counts: Vec<(&'static str, u64)>,
+}
+
+impl Totals {
+    pub(crate) fn of(machine: &Machine) -> Totals {
+        Totals {
+            icount: machine.icount(),
+            guest_ns: machine.guest_ns(),
+            digest: machine.digest(),
+            translated: machine.has_engine(),
+            counts: machine.counts(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use base::LogPos;
+use engines::EngineKind;
 use machine::event::{Console, Output};
 use machine::{Machine, MachineError};
 use replay::format::{Decoder, End, Item, LogError};
@@ -51,6 +52,9 @@ pub enum ReplayError {
         /// Why.
         source: MachineError,
     },
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] engines::Unavailable),
     /// The console's output cannot be written.
     #[error("cannot write the console's output")]
     Console(#[source] io::Error),
@@ -86,7 +90,11 @@ pub struct ReplayReport {
 ///
 /// # Errors
 /// A [`ReplayError`] if there is nothing to replay.
-pub fn replay(path: &Path, console: &mut dyn Write) -> Result<ReplayReport, ReplayError> {
+pub fn replay(
+    path: &Path,
+    kind: EngineKind,
+    console: &mut dyn Write,
+) -> Result<ReplayReport, ReplayError> {
     let read = |source| ReplayError::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(read)?;
     let mut decoder = Decoder::new();
@@ -96,8 +104,9 @@ pub fn replay(path: &Path, console: &mut dyn Write) -> Result<ReplayReport, Repl
     let damage = loop {
         match decoder.poll() {
             Ok(Some(Item::Start(state))) => {
-                let machine = Machine::restore(&state)
+                let mut machine = Machine::restore(&state)
                     .map_err(|source| ReplayError::Start { path: path.to_owned(), source })?;
+                machine.set_engine(kind.make()?);
                 decoder.set_start_icount(machine.icount());
                 replayer = Some(Replayer::new(machine, LogPos(0)));
             }
@@ -138,8 +147,7 @@ pub fn replay(path: &Path, console: &mut dyn Write) -> Result<ReplayReport, Repl
     };
     console.flush().map_err(ReplayError::Console)?;
     let machine = replayer.machine();
-    let totals =
-        Totals { icount: machine.icount(), guest_ns: machine.guest_ns(), digest: machine.digest() };
+    let totals = Totals::of(machine);
     let (entries, digest_count) = (replayer.executed(), replayer.digest_count());
     Ok(ReplayReport { end, totals, entries, digest_count })
 }

@@ -66,6 +66,9 @@ pub enum RunError {
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] engines::Unavailable),
     /// The recording.
     #[error(transparent)]
     Recording(#[from] RecordingError),
@@ -131,6 +134,7 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
         initrd: config.initrd.as_deref().map(|path| read_file("initrd", path)).transpose()?,
         cmdline: config.append.clone(),
     };
+    let engine = config.engine.make()?;
     let wake = Arc::new(Wake::new()?);
     let (mailbox, post) = (Arc::<Mailbox>::default(), Post::new(wake.clone()));
     let outbox = Arc::new(Outbox::new(wake.clone()));
@@ -161,7 +165,8 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let stamp = config.protection.as_ref().map(|_| Stamp::won(generation));
     let to = destination(&mailbox, &post);
     let disks = OpenDisks::open(&config.disks, &config.vm, stamp, &to)?;
-    let machine = Machine::new(machine_config(config, &disks), payload)?;
+    let mut machine = Machine::new(machine_config(config, &disks), payload)?;
+    machine.set_engine(engine);
     let recording = config.record.as_deref().map(|path| record(path, &machine)).transpose()?;
     let macs = (0..).map(|index| default_mac(&config.mac_base, index));
     let nets: Vec<OpeningNet> = (config.nets.iter().zip(macs))
@@ -184,8 +189,8 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let rng = (config.clock == ClockMode::Virtual).then(|| SeededRng::new(config.seed));
     let serial = hubs[0].clone();
     let engine_links = Links { mailbox: mailbox.clone(), outbox: outbox.clone(), serial };
-    let engine = Engine::new(engine_links, rng, recording);
-    let thread = spawn_machine(move || engine.run_powered_on(machine), post.clone())?;
+    let thread_body = Engine::new(engine_links, rng, recording);
+    let thread = spawn_machine(move || thread_body.run_powered_on(machine), post.clone())?;
 
     let opening = Opening {
         nets,
