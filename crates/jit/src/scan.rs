@@ -464,6 +464,8 @@ fn is_copied_sse(ins: &Instruction) -> bool {
                 | Mnemonic::Rsqrtps
                 | Mnemonic::Rsqrtss
                 | Mnemonic::Maskmovdqu
+                | Mnemonic::Dpps
+                | Mnemonic::Dppd
                 | Mnemonic::Cvtpi2ps
                 | Mnemonic::Cvtpi2pd
                 | Mnemonic::Pcmpestri
