@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
-use vmm::replaying::{RecordingEnd, ReplayReport, replay};
+use vmm::replaying::{RecordingEnd, ReplayReport, ReplayWith, replay};
 
 use crate::exit::Exit;
 use crate::options::EngineArgs;
@@ -23,6 +23,10 @@ pub(crate) struct ReplayArgs {
     /// Write a summary to FILE.
     #[arg(long, value_name = "FILE")]
     json_to: Option<PathBuf>,
+    /// Replay on the interpreter and on the translator at once, and compare them at random steps, whatever
+    /// --engine says.
+    #[arg(long)]
+    compare: bool,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -32,7 +36,8 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
     let mut console: Box<dyn Write> =
         if args.console { Box::new(io::stdout()) } else { Box::new(io::sink()) };
     args.json_to.as_deref().map(check_writable).transpose()?;
-    let report = replay(&args.log, args.engine.kind(), &mut *console)?;
+    let with = if args.compare { ReplayWith::Both } else { ReplayWith::One(args.engine.kind()) };
+    let report = replay(&args.log, with, &mut *console)?;
     let (exit, why) = verdict(&report);
     if let Some(path) = &args.json_to {
         let summary = json!({
@@ -44,6 +49,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
             "digest": report.totals.digest.to_string(),
             "entries": report.entries,
             "digests_compared": report.digest_count,
+            "engines_compared": report.comparisons,
             "engine": engine_name(&report.totals),
             "counts": counts(&report.totals),
         });
@@ -54,6 +60,9 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
     let compared = report.digest_count;
     if exit == Exit::Done {
         log::info!("{why} at step {steps}; {compared} digests compared, all equal");
+        if args.compare {
+            log::info!("two engines compared {} times, always equal", report.comparisons);
+        }
     } else {
         log::error!("{}: {why}; replayed up to step {steps}", args.log.display());
     }
@@ -71,5 +80,6 @@ fn verdict(report: &ReplayReport) -> (Exit, String) {
         RecordingEnd::CutShort => (Exit::Damaged, "the recording is cut short".to_owned()),
         RecordingEnd::Damaged(error) => (Exit::Damaged, vmm::describe(error)),
         RecordingEnd::Diverged(divergence) => (Exit::Diverged, divergence.to_string()),
+        RecordingEnd::Different(found) => (Exit::Diverged, found.to_string()),
     }
 }

@@ -1,9 +1,11 @@
 //! The CPU's parts, and access to its registers.
 
 use base::{Icount, RestoreError};
+use mem::GuestMem;
 use x86::{Access, Cr0, Cr4, Dr7, Efer, Exception, Rflags, Vector};
 
 use crate::code::CodeCache;
+use crate::decode::{INSTRUCTION_BYTES_MAX, name_of};
 use crate::op::Fault;
 use crate::state::{CpuState, Seg, Segment, Shadow, SseState, SystemState, X87State};
 use crate::tlb::{Tlb, View};
@@ -308,6 +310,23 @@ impl Cpu {
     #[must_use]
     pub fn sys(&self) -> &SystemState {
         &self.sys
+    }
+
+    /// The address, bytes and form of the next instruction, for people. It has no effect.
+    #[must_use]
+    pub fn next_instruction(&self, mem: &GuestMem) -> String {
+        let linear = self.fetch_linear();
+        let bits = if self.is_64_bit() { 64 } else { 32 >> u32::from(self.is_16_bit_code()) };
+        let mut bytes = Vec::new();
+        while bytes.len() < INSTRUCTION_BYTES_MAX {
+            let at = self.wrap(linear.wrapping_add(bytes.len() as u64));
+            let mut byte = [0];
+            match self.look_up(mem, at).map(|gpa| mem.read(gpa, &mut byte)) {
+                Some(Ok(())) => bytes.push(byte[0]),
+                _ => break,
+            }
+        }
+        format!("{linear:#018x} CPL {} {}", self.cpl, name_of(&bytes, bits))
     }
 
     /// The current privilege level.

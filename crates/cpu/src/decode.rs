@@ -87,6 +87,13 @@ pub(crate) fn decode(bytes: &[u8], mode_key: u32, offset: u64) -> Decoded {
     lower(&instruction, mode_key, offset)
 }
 
+/// The form at the start of `bytes`, and its bytes, as code of `bits` bits: for people.
+pub(crate) fn name_of(bytes: &[u8], bits: u32) -> String {
+    let instruction = Decoder::new(bits, bytes, DECODER_OPTIONS).decode();
+    let hex = bytes[..instruction.len().min(bytes.len())].iter().map(|byte| format!("{byte:02x}"));
+    format!("{:<30} {:?}", hex.collect::<String>(), instruction.code())
+}
+
 /// True if 15 bytes do not hold the instruction because of its prefixes: without them what is left
 /// of the bytes is the beginning of an instruction.
 fn is_too_long(bytes: &[u8], bits: u32) -> bool {

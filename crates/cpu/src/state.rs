@@ -247,6 +247,44 @@ impl Saved for CpuState {
 }
 
 impl CpuState {
+    /// The registers in which `other` differs, for people.
+    #[must_use]
+    pub fn differences(&self, other: &CpuState) -> Vec<String> {
+        const NAMES: [&str; 16] = [
+            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11",
+            "r12", "r13", "r14", "r15",
+        ];
+        let mut words = vec![
+            ("steps", self.icount.0, other.icount.0),
+            ("rip", self.rip, other.rip),
+            ("rflags", self.rflags, other.rflags),
+            ("cr2", self.sys.cr2, other.sys.cr2),
+            ("mxcsr", self.sse.mxcsr.into(), other.sse.mxcsr.into()),
+        ];
+        let gprs = self.gpr.iter().zip(&other.gpr);
+        words.extend(NAMES.into_iter().zip(gprs).map(|(name, (a, b))| (name, *a, *b)));
+        let mut found: Vec<String> = words
+            .into_iter()
+            .filter(|(_, a, b)| a != b)
+            .map(|(name, a, b)| format!("{name}: {a:#x}, other {b:#x}"))
+            .collect();
+        for (number, (a, b)) in self.sse.xmm.iter().zip(&other.sse.xmm).enumerate() {
+            if a != b {
+                found.push(format!("xmm{number}: {a:#x}, other {b:#x}"));
+            }
+        }
+        if self.seg != other.seg {
+            found.push(format!("segments: {:x?}, other {:x?}", self.seg, other.seg));
+        }
+        if self.x87 != other.x87 {
+            found.push(format!("x87: {:x?}, other {:x?}", self.x87, other.x87));
+        }
+        if found.is_empty() && self != other {
+            found.push(format!("system registers: {:x?}, other {:x?}", self.sys, other.sys));
+        }
+        found
+    }
+
     /// The state after power-on (Intel SDM vol. 3, table 10-1): real mode at FFFF0H.
     #[must_use]
     pub fn reset() -> CpuState {

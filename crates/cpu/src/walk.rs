@@ -147,6 +147,23 @@ impl Cpu {
         Ok(gpa)
     }
 
+    /// The guest-physical address behind a linear one, whatever the rights: for people, and without any
+    /// effect.
+    #[must_use]
+    pub fn look_up(&self, mem: &GuestMem, linear: u64) -> Option<Gpa> {
+        if self.sys.cr0 & Cr0::PG == 0 {
+            return Some(Gpa(linear & 0xffff_ffff));
+        }
+        let found = if self.sys.cr4 & Cr4::PAE == 0 {
+            self.walk_32(mem, linear)
+        } else if self.is_long_mode() {
+            self.walk_4_level(mem, linear)
+        } else {
+            self.walk_pae(mem, linear)
+        };
+        found.ok().map(|(_, leaf)| Gpa(leaf.gpa))
+    }
+
     /// Walks the tables. Returns the address, and whether a store would be allowed and find Dirty set.
     #[cold]
     fn walk(

@@ -1,5 +1,6 @@
 //! CPU, RAM and board together: the run loop, events, outputs, reset and digests.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -190,6 +191,41 @@ impl Machine {
     #[must_use]
     pub fn memory(&self) -> &GuestMem {
         &self.mem
+    }
+
+    /// What differs between this machine and one that went the same way since its last rolling digest, for
+    /// people; empty if nothing does.
+    #[must_use]
+    pub fn differences(&self, other: &Machine) -> Vec<String> {
+        const PAGES_TOLD_MAX: usize = 8;
+        let mut found = self.cpu.save().differences(&other.cpu.save());
+        if self.board.state() != other.board.state() {
+            found.push("devices or clock".to_owned());
+        }
+        let written = [self.mem.marks().written(), other.mem.marks().written()];
+        let written: BTreeSet<u64> = written.into_iter().flatten().copied().collect();
+        let in_page = |page: u64| {
+            let (ours, theirs) = (self.mem.page(page), other.mem.page(page));
+            let place = ours.iter().zip(theirs).position(|(a, b)| a != b);
+            place.map(|at| (page << base::PAGE_SHIFT | at as u64, ours[at], theirs[at]))
+        };
+        let bytes = written.iter().filter_map(|page| in_page(*page)).take(PAGES_TOLD_MAX);
+        found.extend(bytes.map(|(at, a, b)| format!("RAM at {at:#x}: {a:#04x}, other {b:#04x}")));
+        let is_marked = |machine: &Machine, page| machine.mem.marks().is_written(page);
+        let marks =
+            written.iter().filter(|page| is_marked(self, **page) != is_marked(other, **page));
+        found.extend(
+            marks
+                .take(PAGES_TOLD_MAX)
+                .map(|page| format!("one side has written RAM page {page:#x}")),
+        );
+        found
+    }
+
+    /// The address, bytes and form of the next instruction, for people.
+    #[must_use]
+    pub fn next_instruction(&self) -> String {
+        self.cpu.next_instruction(&self.mem)
     }
 
     /// Applies an input at the current position. Nothing is refused: an input that makes no sense

@@ -57,6 +57,12 @@ impl PageMarks {
         self.marks[page as usize] &= !WATCHED;
     }
 
+    /// The pages written since [`PageMarks::take_written`], in no order.
+    #[must_use]
+    pub fn written(&self) -> &[u64] {
+        &self.written
+    }
+
     /// The pages written since the last call, in ascending order, and forgets them. Whoever holds
     /// a right to plain stores (a TLB) has to give it up in the same breath.
     pub fn take_written(&mut self) -> Vec<u64> {

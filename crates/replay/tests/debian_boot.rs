@@ -2,13 +2,16 @@
 //! saved, restored, recorded and replayed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use base::{Digest, Icount, LogPos, SeededRng};
+use cpu::{Cpu, Engine, Env, Next};
 use engines::EngineKind;
 use machine::event::{Console, Event, Output};
 use machine::{BootPayload, ClockMode, Machine, MachineConfig, Stop};
+use mem::{GuestMem, WatchedWrite};
 use replay::format::{Body, Decoder, Encoder, End, Item};
-use replay::{Passed, Progress, Recorder, Replayer};
+use replay::{Compared, Comparison, Equip, Passed, Progress, Recorder, Replayer};
 
 /// Far enough for the kernel to unpack itself, patch itself and start its drivers.
 const BOOT_STEPS: u64 = 120_000_000;
@@ -215,4 +218,61 @@ fn a_boot_goes_on_the_same_with_another_engine() {
         copy.digest()
     });
     assert_eq!(digests[0], digests[1]);
+}
+
+/// An engine that leaves everything to the interpreter, but for one write to RAM from step `at` on.
+struct Mistaken {
+    at: u64,
+    done: bool,
+}
+
+impl Engine for Mistaken {
+    fn run(&mut self, cpu: &mut Cpu, env: &mut Env<'_>, _: u64) -> Next {
+        if cpu.icount().0 >= self.at && !std::mem::replace(&mut self.done, true) {
+            env.mem.write_obj(base::Gpa((256 << 20) - 8), 0x5au8).expect("the last bytes of RAM");
+        }
+        Next::Block
+    }
+
+    fn drop_code(&mut self, _: &mut Cpu, _: &mut GuestMem, _: WatchedWrite) {}
+
+    fn stats(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+/// Replays a log on the interpreter and on an engine that makes its mistake at step `at`.
+fn compare(log: &[u8], at: u64) -> (Compared, u64) {
+    let mut decoder = Decoder::new();
+    decoder.feed(log);
+    let Ok(Some(Item::Start(start))) = decoder.poll() else { panic!("no start state") };
+    let equip: Equip = Arc::new(move |machine: &mut Machine| {
+        machine.set_engine(Some(Box::new(Mistaken { at, done: false })));
+    });
+    let mut comparison = Comparison::new(start, LogPos(0), equip).expect("a start state");
+    while let Some(Item::Entry(entry)) = decoder.poll().expect("a whole log") {
+        comparison.feed(entry);
+    }
+    loop {
+        match comparison.advance() {
+            Compared::Equal(Progress::Running) => {}
+            end => return (end, comparison.comparisons()),
+        }
+    }
+}
+
+#[test]
+fn engines_that_differ_are_seen_to_at_the_step() {
+    let (log, _) = recorded_boot(5);
+    let (end, comparisons) = compare(&log, u64::MAX);
+    assert_eq!(end, Compared::Equal(Progress::Passed(Passed::End(End::RecordingStopped))));
+    assert!(comparisons > BOOT_STEPS / 2_000_000, "compared {comparisons} times");
+
+    // The kernel runs in 64-bit mode by then, and keeps a block shorter than this.
+    let at = BOOT_STEPS / 3;
+    let (Compared::Different(found), _) = compare(&log, at) else { panic!("no difference") };
+    assert!(found.is_first, "{found}");
+    assert!((at..at + 40).contains(&found.differs.0), "{found}");
+    assert!(found.what.iter().any(|line| line.starts_with("RAM at 0xffffff8")), "{found}");
+    assert_eq!(found.listing.len(), 24, "{found}");
 }

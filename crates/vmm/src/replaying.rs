@@ -4,13 +4,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base::LogPos;
 use engines::EngineKind;
 use machine::event::{Console, Output};
 use machine::{Machine, MachineError};
-use replay::format::{Decoder, End, Item, LogError};
-use replay::{Divergence, Passed, Progress, Replayer};
+use replay::format::{Decoder, End, Entry, Item, LogError};
+use replay::{Compared, Comparison, Divergence, EngineDifference, Passed, Progress, Replayer};
 
 use crate::mailbox::Totals;
 
@@ -71,6 +72,81 @@ pub enum RecordingEnd {
     Damaged(LogError),
     /// The machine went another way than the recorded one.
     Diverged(Box<Divergence>),
+    /// Two engines made different things of it.
+    Different(Box<EngineDifference>),
+}
+
+/// What replays a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplayWith {
+    /// One engine.
+    One(EngineKind),
+    /// The interpreter and the translator, which are compared at random steps.
+    Both,
+}
+
+enum Follower {
+    One(Replayer),
+    Both(Comparison),
+}
+
+impl Follower {
+    fn new(state: Vec<u8>, path: &Path, with: ReplayWith) -> Result<Follower, ReplayError> {
+        let start = |source| ReplayError::Start { path: path.to_owned(), source };
+        match with {
+            ReplayWith::One(kind) => {
+                let mut machine = Machine::restore(&state).map_err(start)?;
+                machine.set_engine(kind.make()?);
+                Ok(Follower::One(Replayer::new(machine, LogPos(0))))
+            }
+            ReplayWith::Both => {
+                EngineKind::Translator.make()?;
+                let equip = Arc::new(|machine: &mut Machine| {
+                    // It was had before; if the host is short of memory now, there is nothing to compare.
+                    let engine = EngineKind::Translator.make();
+                    machine.set_engine(engine.expect("memory for another translator"));
+                });
+                Ok(Follower::Both(Comparison::new(state, LogPos(0), equip).map_err(start)?))
+            }
+        }
+    }
+
+    fn feed(&mut self, entry: Entry) {
+        match self {
+            Follower::One(replayer) => replayer.feed(entry),
+            Follower::Both(comparison) => comparison.feed(entry),
+        }
+    }
+
+    fn replayer(&mut self) -> &mut Replayer {
+        match self {
+            Follower::One(replayer) => replayer,
+            Follower::Both(comparison) => comparison.interpreter(),
+        }
+    }
+
+    fn advance(&mut self) -> Result<Progress, Box<EngineDifference>> {
+        match self {
+            Follower::One(replayer) => Ok(replayer.advance(STEPS)),
+            Follower::Both(comparison) => match comparison.advance() {
+                Compared::Equal(progress) => Ok(progress),
+                Compared::Different(found) => Err(found),
+            },
+        }
+    }
+
+    fn comparisons(&self) -> u64 {
+        match self {
+            Follower::One(_) => 0,
+            Follower::Both(comparison) => comparison.comparisons(),
+        }
+    }
+}
+
+impl RecordingEnd {
+    fn is_a_difference(&self) -> bool {
+        matches!(self, RecordingEnd::Diverged(_) | RecordingEnd::Different(_))
+    }
 }
 
 /// What came out of a replay.
@@ -84,6 +160,8 @@ pub struct ReplayReport {
     pub entries: LogPos,
     /// Digests that were compared and equal.
     pub digest_count: u64,
+    /// Comparisons of two engines.
+    pub comparisons: u64,
 }
 
 /// Replays the recording in `path`; the serial console's output goes to `console`.
@@ -92,23 +170,21 @@ pub struct ReplayReport {
 /// A [`ReplayError`] if there is nothing to replay.
 pub fn replay(
     path: &Path,
-    kind: EngineKind,
+    with: ReplayWith,
     console: &mut dyn Write,
 ) -> Result<ReplayReport, ReplayError> {
     let read = |source| ReplayError::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(read)?;
     let mut decoder = Decoder::new();
-    let mut replayer: Option<Replayer> = None;
+    let mut replayer: Option<Follower> = None;
     let mut chunk = vec![0; READ_LEN];
     let mut last_end = None;
     let damage = loop {
         match decoder.poll() {
             Ok(Some(Item::Start(state))) => {
-                let mut machine = Machine::restore(&state)
-                    .map_err(|source| ReplayError::Start { path: path.to_owned(), source })?;
-                machine.set_engine(kind.make()?);
-                decoder.set_start_icount(machine.icount());
-                replayer = Some(Replayer::new(machine, LogPos(0)));
+                let mut follower = Follower::new(state, path, with)?;
+                decoder.set_start_icount(follower.replayer().machine().icount());
+                replayer = Some(follower);
             }
             Ok(Some(Item::Entry(entry))) => {
                 let Some(replayer) = &mut replayer else { unreachable!("the start comes first") };
@@ -119,7 +195,7 @@ pub fn replay(
                     && let Some(end) = execute(replayer, console)?
                 {
                     last_end = Some(end);
-                    if matches!(last_end, Some(RecordingEnd::Diverged(_))) {
+                    if last_end.as_ref().is_some_and(RecordingEnd::is_a_difference) {
                         break None;
                     }
                 }
@@ -135,32 +211,38 @@ pub fn replay(
             Err(error) => break Some(error),
         }
     };
-    let mut replayer = replayer.ok_or_else(|| ReplayError::NoStart { path: path.to_owned() })?;
-    if let Some(end) = execute(&mut replayer, console)? {
+    let mut follower = replayer.ok_or_else(|| ReplayError::NoStart { path: path.to_owned() })?;
+    if !last_end.as_ref().is_some_and(RecordingEnd::is_a_difference)
+        && let Some(end) = execute(&mut follower, console)?
+    {
         last_end = Some(end);
     }
     let end = match (last_end, damage) {
-        (Some(diverged @ RecordingEnd::Diverged(_)), _) => diverged,
+        (Some(difference), _) if difference.is_a_difference() => difference,
         (_, Some(error)) => RecordingEnd::Damaged(error),
         (Some(end), None) => end,
         (None, None) => RecordingEnd::CutShort,
     };
     console.flush().map_err(ReplayError::Console)?;
-    let machine = replayer.machine();
-    let totals = Totals::of(machine);
+    let comparisons = follower.comparisons();
+    let replayer = follower.replayer();
+    let totals = Totals::of(replayer.machine());
     let (entries, digest_count) = (replayer.executed(), replayer.digest_count());
-    Ok(ReplayReport { end, totals, entries, digest_count })
+    Ok(ReplayReport { end, totals, entries, digest_count, comparisons })
 }
 
 /// Executes everything that was fed. Says how the recording ended, if it did.
 fn execute(
-    replayer: &mut Replayer,
+    follower: &mut Follower,
     console: &mut dyn Write,
 ) -> Result<Option<RecordingEnd>, ReplayError> {
     let mut end = None;
     loop {
-        let progress = replayer.advance(STEPS);
-        for (_, output) in replayer.take_outputs() {
+        let progress = match follower.advance() {
+            Ok(progress) => progress,
+            Err(found) => return Ok(Some(RecordingEnd::Different(found))),
+        };
+        for (_, output) in follower.replayer().take_outputs() {
             if let Output::ConsoleOutput { console: Console::Serial, bytes } = output {
                 console.write_all(&bytes).map_err(ReplayError::Console)?;
             }

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use base::{Icount, SeededRng};
-use cpu::{Cpu, CpuState, CpuStop};
+use cpu::{Cpu, CpuStop};
 use engines::BoxedEngine;
 use mem::GuestMem;
 use x86::Rflags;
@@ -14,7 +14,6 @@ use super::layout::{
     CODE, CODE_BYTES, DATA_FRAMES, DATA_PAGES, INTERRUPT, KICK, PAGE, build, repair,
 };
 use super::write::{Program, disassemble};
-use crate::compare::GPR_NAMES;
 use crate::run::{end_after, in_child, shared_words};
 
 /// Steps between two kicks, so that no program stays in one loop.
@@ -458,7 +457,7 @@ fn pages<'a>(ours: &'a Side, theirs: &'a Side) -> impl Iterator<Item = u64> + 'a
 
 /// One line for each thing that differs: the interpreter's, then the engine's.
 fn differences(ours: &Side, theirs: &Side) -> Vec<String> {
-    let mut found = state_differences(&ours.cpu.save(), &theirs.cpu.save());
+    let mut found = ours.cpu.save().differences(&theirs.cpu.save());
     if ours.board != theirs.board {
         found.push("the board was asked something else".to_owned());
     }
@@ -466,46 +465,12 @@ fn differences(ours: &Side, theirs: &Side) -> Vec<String> {
         let (a, b) = (ours.mem.page(page), theirs.mem.page(page));
         if let Some(at) = (0..a.len()).find(|at| a[*at] != b[*at]) {
             let address = page * PAGE + at as u64;
-            found.push(format!("RAM at {address:#x}: {:#04x}, engine {:#04x}", a[at], b[at]));
+            found.push(format!("RAM at {address:#x}: {:#04x}, other {:#04x}", a[at], b[at]));
         }
         let written = [ours, theirs].map(|side| side.mem.marks().is_written(page));
         if written[0] != written[1] {
-            found.push(format!("page {page:#x} is written: {}, engine {}", written[0], written[1]));
+            found.push(format!("page {page:#x} is written: {}, other {}", written[0], written[1]));
         }
-    }
-    found
-}
-
-/// The registers in which two states differ.
-#[must_use]
-pub fn state_differences(ours: &CpuState, theirs: &CpuState) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut word = |name: &str, a: u64, b: u64| {
-        if a != b {
-            found.push(format!("{name}: {a:#x}, engine {b:#x}"));
-        }
-    };
-    word("steps", ours.icount.0, theirs.icount.0);
-    for (number, name) in GPR_NAMES.into_iter().enumerate() {
-        word(name, ours.gpr[number], theirs.gpr[number]);
-    }
-    word("rip", ours.rip, theirs.rip);
-    word("rflags", ours.rflags, theirs.rflags);
-    word("cr2", ours.sys.cr2, theirs.sys.cr2);
-    word("mxcsr", ours.sse.mxcsr.into(), theirs.sse.mxcsr.into());
-    for (number, (a, b)) in ours.sse.xmm.iter().zip(&theirs.sse.xmm).enumerate() {
-        if a != b {
-            found.push(format!("xmm{number}: {a:#x}, engine {b:#x}"));
-        }
-    }
-    if ours.seg != theirs.seg {
-        found.push(format!("segments: {:x?}, engine {:x?}", ours.seg, theirs.seg));
-    }
-    if ours.x87 != theirs.x87 {
-        found.push(format!("x87: {:x?}, engine {:x?}", ours.x87, theirs.x87));
-    }
-    if found.is_empty() && ours != theirs {
-        found.push(format!("system registers: {:x?}, engine {:x?}", ours.sys, theirs.sys));
     }
     found
 }

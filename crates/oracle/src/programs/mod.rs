@@ -11,7 +11,7 @@ mod duel;
 mod layout;
 mod write;
 
-pub use duel::{Duel, Failure, Plan, state_differences};
+pub use duel::{Duel, Failure, Plan};
 pub use write::Program;
 
 /// Makes the engine under test.
