@@ -86,8 +86,8 @@ pub enum ReplayWith {
 }
 
 enum Follower {
-    One(Replayer),
-    Both(Comparison),
+    One(Box<Replayer>),
+    Both(Box<Comparison>),
 }
 
 impl Follower {
@@ -97,7 +97,7 @@ impl Follower {
             ReplayWith::One(kind) => {
                 let mut machine = Machine::restore(&state).map_err(start)?;
                 machine.set_engine(kind.make()?);
-                Ok(Follower::One(Replayer::new(machine, LogPos(0))))
+                Ok(Follower::One(Box::new(Replayer::new(machine, LogPos(0)))))
             }
             ReplayWith::Both => {
                 EngineKind::Translator.make()?;
@@ -106,7 +106,8 @@ impl Follower {
                     let engine = EngineKind::Translator.make();
                     machine.set_engine(engine.expect("memory for another translator"));
                 });
-                Ok(Follower::Both(Comparison::new(state, LogPos(0), equip).map_err(start)?))
+                let both = Comparison::new(state, LogPos(0), equip).map_err(start)?;
+                Ok(Follower::Both(Box::new(both)))
             }
         }
     }
