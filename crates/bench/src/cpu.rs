@@ -1,8 +1,9 @@
-//! How fast the interpreter is: integer workloads and Debian's boot, in this process.
+//! How fast the CPU is with each engine: integer workloads and Debian's boot, in this process.
 
 use std::path::Path;
 
 use anyhow::Result;
+use engines::EngineKind;
 use serde_json::{Value, json};
 
 use crate::guest::{Cost, Guest};
@@ -28,36 +29,88 @@ const WORKLOADS: [(&str, &str); 10] = [
     ("sed", "sed -n 's/1\\([2-5]\\)/\\1-/gp' /n >/dev/null"),
 ];
 
-/// MIPS of each workload, and their median.
-pub(crate) fn measure(bare: &Path) -> Result<Value> {
-    let (mut guest, _) = Guest::boot(bare)?;
-    guest.run(PREPARATION)?;
-    println!("\nInterpreter: million guest steps per second of host CPU time");
-    println!("  {:<12} {:>10} {:>8} {:>8}", "workload", "M steps", "s", "MIPS");
-    let mut workloads = Vec::new();
-    let mut all = Vec::new();
-    for (name, command) in WORKLOADS {
-        let cost = guest.run(command)?;
-        let Cost { steps, cpu_s, .. } = cost;
-        println!("  {name:<12} {:>10.1} {cpu_s:>8.2} {:>8.1}", steps as f64 / 1e6, cost.mips());
-        workloads.push(json!({
-            "name": name, "steps": steps, "cpu_seconds": cpu_s, "mips": cost.mips(),
-        }));
-        all.push(cost.mips());
+/// MIPS of each workload by each engine, one after the other, and their medians.
+pub(crate) fn measure(bare: &Path, engines: &[EngineKind]) -> Result<Value> {
+    let mut guests = Vec::new();
+    for kind in engines {
+        let (mut guest, _) = Guest::boot(bare, *kind)?;
+        guest.run(PREPARATION)?;
+        guests.push(guest);
     }
-    println!("  {:<12} {:>28.1}", "median", median(&all));
-    Ok(json!({ "workloads": workloads, "median_mips": median(&all) }))
+    println!("\nMillion guest steps per second of host CPU time");
+    print_head("workload", engines);
+    let (mut workloads, mut all) = (Vec::new(), Vec::new());
+    for (name, command) in WORKLOADS {
+        let costs =
+            guests.iter_mut().map(|guest| guest.run(command)).collect::<Result<Vec<Cost>>>()?;
+        let steps = costs[0].steps;
+        let row: Vec<f64> = costs.iter().map(Cost::mips).collect();
+        print_row(name, steps, &row, 1.0);
+        let of = |cost: &Cost| json!({ "cpu_seconds": cost.cpu_s, "mips": cost.mips() });
+        workloads.push(json!({
+            "name": name, "steps": steps, "engines": by_engine(engines, costs.iter().map(of)),
+        }));
+        all.push(row);
+    }
+    let medians: Vec<f64> = (0..engines.len())
+        .map(|engine| median(&all.iter().map(|row| row[engine]).collect::<Vec<f64>>()))
+        .collect();
+    print_row("median", 0, &medians, 1.0);
+    let counts = guests.iter().map(|guest| guest.counts());
+    Ok(json!({
+        "workloads": workloads,
+        "median_mips": by_engine(engines, medians.iter().map(|mips| json!(mips))),
+        "counts": by_engine(engines, counts),
+    }))
 }
 
-/// From power-on to the shell's prompt.
-pub(crate) fn measure_boot(bare: &Path, count: u32) -> Result<Value> {
-    let boots = (0..count).map(|_| Ok(Guest::boot(bare)?.1)).collect::<Result<Vec<_>>>()?;
-    let walls: Vec<f64> = boots.iter().map(|cost| cost.wall_s).collect();
-    let cpus: Vec<f64> = boots.iter().map(|cost| cost.cpu_s).collect();
-    let (steps, wall_s, cpu_s) = (boots[0].steps, median(&walls), median(&cpus));
-    println!("\nBoot to shell, Debian's cloud kernel, virtual clock, median of {count}");
-    println!("  {wall_s:.2} s ({cpu_s:.2} s of host CPU time), {:.1} M steps", steps as f64 / 1e6);
-    Ok(json!({
-        "steps": steps, "wall_seconds": wall_s, "cpu_seconds": cpu_s, "wall_seconds_each": walls,
-    }))
+/// From power-on to the shell's prompt, by each engine in turn.
+pub(crate) fn measure_boot(bare: &Path, engines: &[EngineKind], count: u32) -> Result<Value> {
+    let mut boots = vec![Vec::new(); engines.len()];
+    for _ in 0..count {
+        for (boots, kind) in boots.iter_mut().zip(engines) {
+            boots.push(Guest::boot(bare, *kind)?.1);
+        }
+    }
+    let median_of = |boots: &[Cost], what: fn(&Cost) -> f64| {
+        median(&boots.iter().map(what).collect::<Vec<f64>>())
+    };
+    let walls: Vec<f64> = boots.iter().map(|boots| median_of(boots, |cost| cost.wall_s)).collect();
+    let cpus: Vec<f64> = boots.iter().map(|boots| median_of(boots, |cost| cost.cpu_s)).collect();
+    let steps = boots[0][0].steps;
+    println!(
+        "\nBoot to shell, Debian's cloud kernel, virtual clock, in seconds, median of {count}"
+    );
+    print_head("time", engines);
+    print_row("wall", steps, &walls, -1.0);
+    print_row("host CPU", steps, &cpus, -1.0);
+    let each = (0..engines.len()).map(|engine| {
+        let each: Vec<f64> = boots[engine].iter().map(|cost| cost.wall_s).collect();
+        json!({
+            "wall_seconds": walls[engine], "cpu_seconds": cpus[engine], "wall_seconds_each": each,
+        })
+    });
+    Ok(json!({ "steps": steps, "engines": by_engine(engines, each) }))
+}
+
+fn by_engine(engines: &[EngineKind], values: impl Iterator<Item = Value>) -> Value {
+    engines.iter().map(|kind| kind.name()).zip(values).collect()
+}
+
+fn print_head(what: &str, engines: &[EngineKind]) {
+    let names: String = engines.iter().map(|kind| format!(" {:>11}", kind.name())).collect();
+    let ratio = if engines.len() > 1 { "   ratio" } else { "" };
+    println!("  {what:<12} {:>10}{names}{ratio}", "M steps");
+}
+
+/// One figure for each engine, and how many times as fast the last one is as the first. `better` is 1
+/// where more is better, and -1 where less is.
+fn print_row(name: &str, steps: u64, figures: &[f64], better: f64) {
+    let steps = if steps == 0 { String::new() } else { format!("{:.1}", steps as f64 / 1e6) };
+    let columns: String = figures.iter().map(|figure| format!(" {figure:>11.2}")).collect();
+    let ratio = match figures {
+        [first, .., last] => format!(" {:>7.2}", (last / first).powf(better)),
+        _ => String::new(),
+    };
+    println!("  {name:<12} {steps:>10}{columns}{ratio}");
 }

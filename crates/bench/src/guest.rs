@@ -5,9 +5,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use base::SeededRng;
+use engines::EngineKind;
 use machine::event::{Console, Event, Output};
 use machine::{BootPayload, Machine, MachineConfig, Stop};
 use nix::time::ClockId;
+use serde_json::Value;
 
 /// What the shell shows when it waits for a command: its prompt, and a question for the cursor's place.
 const PROMPT: &str = "\r\n# \x1b[6n";
@@ -43,8 +45,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Boots the image in `folder` until its shell waits for a command.
-    pub(crate) fn boot(folder: &Path) -> Result<(Guest, Cost)> {
+    /// Boots the image in `folder` with an engine until its shell waits for a command.
+    pub(crate) fn boot(folder: &Path, kind: EngineKind) -> Result<(Guest, Cost)> {
         let read = |name: &str| {
             let path = folder.join(name);
             std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
@@ -54,7 +56,8 @@ impl Guest {
             initrd: Some(read("initrd.img")?),
             cmdline: "console=ttyS0 mitigations=off cryptomgr.notests".to_owned(),
         };
-        let machine = Machine::new(MachineConfig::for_test(RAM_BYTES), payload)?;
+        let mut machine = Machine::new(MachineConfig::for_test(RAM_BYTES), payload)?;
+        machine.set_engine(kind.make()?);
         let mut guest = Guest { machine, shown: Vec::new(), rng: SeededRng::new(1), commands: 0 };
         let cost = guest.run_until_shown(b"", PROMPT)?;
         Ok((guest, cost))
@@ -69,6 +72,11 @@ impl Guest {
         let shown = format!("\nend-{}-0{PROMPT}", number + 1000);
         self.run_until_shown(line.as_bytes(), &shown)
             .with_context(|| format!("while the guest ran {command:?}"))
+    }
+
+    /// What CPU and engine counted so far.
+    pub(crate) fn counts(&self) -> Value {
+        self.machine.counts().into_iter().collect()
     }
 
     fn run_until_shown(&mut self, mut typed: &[u8], text: &str) -> Result<Cost> {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
+use engines::EngineKind;
 use serde_json::{Value, json};
 use testbed::Lab;
 use testbed::pair::work_folder;
@@ -21,7 +22,7 @@ use testbed::pair::work_folder;
 use crate::site::Site;
 
 #[derive(Debug, Parser)]
-#[command(about = "Measures the interpreter, and protected VMs on a lab of network namespaces")]
+#[command(about = "Measures the CPU, and protected VMs on a lab of network namespaces")]
 struct Cli {
     /// The `lockstep` binary.
     #[arg(long)]
@@ -38,6 +39,10 @@ struct Cli {
     /// Write the figures to FILE as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// What runs the guest in `cpu` and `boot`: auto, interpreter or translator. Several take turns, and the last
+    /// one is set against the first. May be repeated. [default: the interpreter and, where the host has it, the translator]
+    #[arg(long)]
+    engine: Vec<EngineKind>,
     /// Boots to take the median of.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     boots: u32,
@@ -57,7 +62,7 @@ struct Cli {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Section {
-    /// The interpreter's speed on integer workloads.
+    /// The CPU's speed on integer workloads.
     Cpu,
     /// Time to a shell.
     Boot,
@@ -121,11 +126,16 @@ fn measure(cli: &Cli, lab: &Lab, site: &Site) -> Result<Value> {
     let window = Duration::from_secs(cli.window);
     let bare = site.images.join("bare");
     let mut figures = json!({ "machine": describe_machine() });
+    let mut engines = cli.engine.clone();
+    if engines.is_empty() {
+        engines.push(EngineKind::Interpreter);
+        engines.extend(EngineKind::Translator.make().is_ok().then_some(EngineKind::Translator));
+    }
     let wanted = if cli.sections.is_empty() { Section::value_variants() } else { &cli.sections };
     for section in wanted {
         figures[section.name()] = match section {
-            Section::Cpu => cpu::measure(&bare),
-            Section::Boot => cpu::measure_boot(&bare, cli.boots),
+            Section::Cpu => cpu::measure(&bare, &engines),
+            Section::Boot => cpu::measure_boot(&bare, &engines, cli.boots),
             Section::Log => protected::measure_log(lab, site, window),
             Section::Failover => protected::measure_failover(lab, site, cli.failovers),
             Section::Ft => ft::measure(lab, site, cli.pairs, window),
