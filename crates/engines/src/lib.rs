@@ -13,7 +13,7 @@ use cpu::Engine;
 pub type BoxedEngine = Box<dyn Engine + Send>;
 
 /// What [`EngineKind::Auto`] means where the host has a choice.
-const AUTO: EngineKind = EngineKind::Interpreter;
+const AUTO: EngineKind = EngineKind::Translator;
 
 /// The environment variable that the `lockstep` command, the benchmarks and tests take the kind from.
 pub const VARIABLE: &str = "LOCKSTEP_ENGINE";
