@@ -10,7 +10,7 @@ use mem::{GuestMem, WatchedWrite};
 use oracle::programs::{Duel, Plan, Program};
 
 /// Programs and steps of each: a build without optimization gets a taste only.
-const PROGRAMS: u64 = if cfg!(debug_assertions) { 12 } else { 300 };
+const PROGRAMS: u64 = if cfg!(debug_assertions) { 12 } else { 150 };
 const PLAN: Plan =
     Plan { steps: if cfg!(debug_assertions) { 3000 } else { 30_000 }, shrink: true, isolate: true };
 
