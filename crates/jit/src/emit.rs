@@ -191,7 +191,7 @@ impl Emitter {
         self.raw(&[0x85, 0xc0 | (b & 7) << 3 | a & 7]);
     }
 
-    /// Shifts by a constant; `op` is 4 for SHL, 5 for SHR, 7 for SAR.
+    /// Shifts by a constant; `op` is 0 for ROL, 1 for ROR, 4 for SHL, 5 for SHR, 7 for SAR.
     pub(crate) fn shift(&mut self, op: u8, dst: u8, count: u8) {
         self.rex(true, 0, 0, dst);
         self.raw(&[0xc1, 0xc0 | op << 3 | dst & 7, count]);

@@ -363,8 +363,11 @@ fn is_reachable(ins: &Instruction) -> bool {
     let fits = |distance: u64| i32::try_from(distance as i64).is_ok();
     let mut slots: Vec<Register> = (0..ins.op_count())
         .filter(|n| ins.op_kind(*n) == OpKind::Register && ins.op_register(*n).is_gpr())
-        .map(|n| ins.op_register(n).full_register())
-        .filter(|register| matches!(home(register.number() as u8), Home::Slot(_)))
+        .map(|n| ins.op_register(n))
+        .map(|register| if is_high_byte(register) { register } else { register.full_register() })
+        .filter(|register| {
+            is_high_byte(*register) || matches!(home(register.number() as u8), Home::Slot(_))
+        })
         .collect();
     slots.dedup();
     let is_branch = ins.op_count() > 0 && ins.op0_kind() == OpKind::NearBranch64;
@@ -424,16 +427,39 @@ fn is_cmovcc(ins: &Instruction) -> bool {
     )
 }
 
-/// High byte registers, segment, control and debug registers, x87 and MMX.
+/// Segment, control and debug registers, x87 and MMX, and high byte registers in forms that do not keep
+/// still while one is moved to where the host can use it.
 fn uses_what_has_no_home(ins: &Instruction) -> bool {
     (0..ins.op_count()).any(|n| {
         if ins.op_kind(n) != OpKind::Register {
             return false;
         }
         let register = ins.op_register(n);
-        let is_high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
-        is_high || !(register.is_gpr() || register.is_xmm())
+        is_high_byte(register) && !takes_high_bytes(ins)
+            || !(register.is_gpr() || register.is_xmm())
     })
+}
+
+/// AH, CH, DH, BH.
+pub(crate) fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+/// The forms that read no flags and write all or none.
+fn takes_high_bytes(ins: &Instruction) -> bool {
+    matches!(
+        ins.mnemonic(),
+        Mnemonic::Mov
+            | Mnemonic::Movzx
+            | Mnemonic::Movsx
+            | Mnemonic::Test
+            | Mnemonic::Cmp
+            | Mnemonic::Add
+            | Mnemonic::Sub
+            | Mnemonic::And
+            | Mnemonic::Or
+            | Mnemonic::Xor
+    )
 }
 
 fn is_plain_mov(ins: &Instruction) -> bool {

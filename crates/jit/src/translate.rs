@@ -9,7 +9,7 @@ use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Reg
 
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
-use crate::scan::{Access, End, Kind, Trace, operand_bytes, page_place};
+use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
 
 /// What a translation does when it leaves.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,15 @@ enum FlagState {
     Recipe(Recipe),
     /// Nobody will look.
     Dead,
+}
+
+/// The registers that hold what has no other place, in the order in which they are taken.
+const SCRATCHES: [u8; 2] = [T, S];
+
+/// A scratch register whose low byte is the high byte of a guest register.
+struct HighByte {
+    home: u8,
+    scratch: u8,
 }
 
 /// Code that is rarely run, emitted behind the rest.
@@ -584,8 +593,9 @@ impl<'a> Gen<'a> {
         }
     }
 
-    /// The host's instruction on the host's registers. Memory operands are at S.
-    fn encode(&mut self, index: usize) {
+    /// The host's instruction on the host's registers. Memory operands are at S. A high byte that it has
+    /// written is left as the low byte of a scratch register, for [`Gen::put_back`].
+    fn encode(&mut self, index: usize) -> Option<HighByte> {
         let insn = &self.trace.insns[index];
         let has_memory = insn.access.is_some();
         let mut ins = ordinary(&insn.ins);
@@ -600,39 +610,65 @@ impl<'a> Gen<'a> {
             ins.set_memory_displacement64(0);
             ins.set_memory_displ_size(0);
         }
-        let mut scratches: [Option<(u8, i32)>; 2] = [None, None];
-        let scratch_registers = [T, S];
+        // What is in T and in S: registers without a home, and high bytes, turned to be low ones.
+        let mut scratches: [Option<Register>; 2] = [None, None];
         for number in 0..ins.op_count() {
-            if ins.op_kind(number) != OpKind::Register {
+            if ins.op_kind(number) != OpKind::Register || !ins.op_register(number).is_gpr() {
                 continue;
             }
             let register = ins.op_register(number);
-            if !register.is_gpr() {
-                continue;
-            }
-            let host = match home(register.full_register().number() as u8) {
-                Home::Reg(r) => r,
-                Home::Slot(at) => {
-                    let known =
-                        scratches.iter().position(|used| used.is_some_and(|(_, slot)| slot == at));
+            let (is_high, full) = (is_high_byte(register), register.full_register());
+            let key = if is_high { register } else { full };
+            let host = match home(full.number() as u8) {
+                Home::Reg(r) if !is_high => r,
+                at => {
+                    let known = scratches.iter().position(|used| *used == Some(key));
                     let place = known.unwrap_or_else(|| {
                         let free = usize::from(scratches[0].is_some());
-                        self.e.load(scratch_registers[free], reg::RSP, at);
+                        scratches[free] = Some(key);
+                        match at {
+                            Home::Reg(r) => self.e.mov(SCRATCHES[free], r),
+                            Home::Slot(from) => self.e.load(SCRATCHES[free], reg::RSP, from),
+                        }
+                        if is_high {
+                            self.e.shift(1, SCRATCHES[free], 8);
+                            self.native = false;
+                        }
                         free
                     });
-                    scratches[place] = Some((register.full_register().number() as u8, at));
-                    scratch_registers[place]
+                    SCRATCHES[place]
                 }
             };
             ins.set_op_register(number, sized_register(host, register.size()));
         }
         self.encode_as(&ins);
-        for (used, scratch) in scratches.into_iter().zip(scratch_registers) {
-            if let Some((number, at)) = used
-                && insn.sets >> number & 1 != 0
-            {
-                self.e.store(reg::RSP, at, scratch);
+        let mut high = None;
+        for (used, scratch) in scratches.into_iter().zip(SCRATCHES) {
+            let Some(register) = used else { continue };
+            let number = register.full_register().number() as u8;
+            if insn.sets >> number & 1 == 0 {
+                continue;
             }
+            match home(number) {
+                Home::Slot(at) => self.e.store(reg::RSP, at, scratch),
+                Home::Reg(home)
+                    if insn.ins.op0_kind() == OpKind::Register
+                        && insn.ins.op0_register() == register =>
+                {
+                    high = Some(HighByte { home, scratch });
+                }
+                Home::Reg(_) => {}
+            }
+        }
+        high
+    }
+
+    /// Puts a high byte that was written where it belongs. Writes the host's flags.
+    fn put_back(&mut self, high: Option<HighByte>) {
+        if let Some(HighByte { home, scratch }) = high {
+            self.e.shift(0, scratch, 8);
+            self.e.mov(home, scratch);
+            self.native = false;
         }
     }
 
@@ -648,12 +684,13 @@ impl<'a> Gen<'a> {
         self.operand(index);
         let insn = &self.trace.insns[index];
         self.want_flags(insn.reads);
-        self.encode(index);
+        let high = self.encode(index);
         if insn.writes != 0 {
             let with_af =
                 matches!(insn.ins.mnemonic(), Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar);
             self.note_flags(index, with_af);
         }
+        self.put_back(high);
     }
 
     fn shift_by_cl(&mut self, index: usize) {
@@ -1010,7 +1047,8 @@ fn sized_register(number: u8, bytes: usize) -> Register {
 }
 
 fn recipe_of(ins: &Instruction) -> Option<Recipe> {
-    if ins.op0_kind() != OpKind::Register {
+    let is_high = |n| ins.op_kind(n) == OpKind::Register && is_high_byte(ins.op_register(n));
+    if ins.op0_kind() != OpKind::Register || (0..ins.op_count()).any(is_high) {
         return None;
     }
     let register = ins.op0_register();
