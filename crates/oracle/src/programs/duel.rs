@@ -370,15 +370,16 @@ impl Duel {
 
     /// What differs, and the instructions that led there.
     fn describe(&mut self, program: &Program, cuts: &[Cut]) -> (Vec<String>, Vec<String>) {
-        let mut ours = Side::new(program, None);
-        let mut theirs = Side::new(program, Some((self.make)()));
         let (last, before) = cuts.split_last().expect("a difference is seen at a cut");
-        for cut in before {
-            for side in [&mut ours, &mut theirs] {
+        let up_to_last = |engine| {
+            let mut side = Side::new(program, engine);
+            for cut in before {
                 side.run_to(cut.at);
                 side.apply(&cut.action);
             }
-        }
+            side
+        };
+        let mut ours = up_to_last(None);
         let mut listing = Vec::new();
         loop {
             let now = ours.cpu.icount().0;
@@ -394,16 +395,22 @@ impl Duel {
                 break;
             }
         }
+        // An engine's memory for code may be shared with children, so each process makes its own engine.
+        let make_theirs = || {
+            let mut theirs = up_to_last(Some((self.make)()));
+            theirs.run_to(last.at);
+            theirs
+        };
         if self.plan.isolate {
             let status = in_child(|| {
                 end_after(HANG_SECONDS);
-                theirs.run_to(last.at);
+                make_theirs();
             });
             if status != 0 {
                 return (vec![death(status)], listing);
             }
         }
-        theirs.run_to(last.at);
+        let theirs = make_theirs();
         (differences(&ours, &theirs), listing)
     }
 }
