@@ -22,9 +22,12 @@ const OPERANDS: [u64; 8] = [
     0xa5a5_5a5a_1234_5678,
 ];
 
-/// Runs one instruction on an operand with these flags set before; gives its result and flags.
+/// Runs one instruction on an operand with these flags set before and a count in CL; gives its result and flags.
 macro_rules! try_one {
-    ($ins:literal, $value:expr, $flags:expr) => {{
+    ($ins:expr, $value:expr, $flags:expr) => {
+        try_one!($ins, $value, $flags, 7)
+    };
+    ($ins:expr, $value:expr, $flags:expr, $count:expr) => {{
         let mut value: u64 = $value;
         let mut flags: u64 = $flags;
         // SAFETY: changes two registers, the flags, and the stack below its pointer.
@@ -37,6 +40,7 @@ macro_rules! try_one {
                 "pop {flags}",
                 value = inout(reg) value,
                 flags = inout(reg) flags,
+                in("rcx") $count as u64,
             );
         }
         (value, flags & ALL)
@@ -56,30 +60,69 @@ fn agrees(value: u64, flags: u64) -> bool {
         try_one!("xor {value}, 0", value, flags).1,
         try_one!("test {value}, {value}", value, flags).1,
     ];
-    let (left, after_left) = try_one!("shl {value}, 5", value, flags);
-    let left_of = (left ^ value << 4) >> 63;
-    let (right, after_right) = try_one!("shr {value}, 5", value, flags);
-    let right_of = (right ^ right << 1) >> 63;
-    let (_, after_arithmetic) = try_one!("sar {value}, 5", value, flags);
-    let (rolled, after_rol) = try_one!("rol {value}, 5", value, flags);
-    let rol_of = rolled >> 63 ^ rolled & 1;
-    let (rolled_right, after_ror) = try_one!("ror {value}, 5", value, flags);
-    let ror_of = (rolled_right ^ rolled_right << 1) >> 63;
     let bits = [
         try_one!("bt {value}, 7", value, flags).1,
         try_one!("bts {value}, 7", value, flags).1,
         try_one!("btr {value}, 7", value, flags).1,
         try_one!("btc {value}, 7", value, flags).1,
+        try_one!("bt {value}, rcx", value, flags).1,
     ];
-    let of = |flags: u64| u64::from(flags & OF != 0);
     logic.iter().all(|after| after & AF == 0)
-        && of(after_left) == left_of
-        && of(after_right) == right_of
-        && of(after_arithmetic) == 0
-        && of(after_rol) == rol_of
-        && of(after_ror) == ror_of
-        && [after_rol, after_ror].iter().all(|after| (after ^ before) & (PF | AF | ZF | SF) == 0)
         && bits.iter().all(|after| (after ^ before) & !CF == 0)
+        && shifts_agree(value, flags)
+        && rotates_agree(value, flags)
+}
+
+/// OF after shifts and rotates by constants, of all widths, or by CL. Each row: width, count.
+macro_rules! overflows_agree {
+    ($op:literal, constants, $value:expr, $flags:expr) => {
+        overflows_agree!($op, $value, $flags,
+            ":l" 8 "2" 2, ":l" 8 "7" 7, ":x" 16 "2" 2, ":x" 16 "15" 15,
+            ":e" 32 "5" 5, ":e" 32 "31" 31, "" 64 "5" 5, "" 64 "63" 63)
+    };
+    ($op:literal, cl, $value:expr, $flags:expr) => {
+        overflows_agree!($op, $value, $flags,
+            ":e" 32 "cl" 1, ":e" 32 "cl" 5, ":e" 32 "cl" 31,
+            "" 64 "cl" 1, "" 64 "cl" 5, "" 64 "cl" 63)
+    };
+    ($op:literal, $value:expr, $flags:expr, $($width:literal $bits:literal $by:literal $count:literal),+) => {
+        [$({
+            let ins = try_one!(
+                concat!($op, " {value", $width, "}, ", $by), $value, $flags, $count
+            );
+            overflow_agrees($op, $bits, ins.0, ins.1)
+        }),+].iter().all(|agrees| *agrees)
+    };
+}
+
+fn shifts_agree(value: u64, flags: u64) -> bool {
+    overflows_agree!("shl", constants, value, flags)
+        && overflows_agree!("shr", constants, value, flags)
+        && overflows_agree!("sar", constants, value, flags)
+        && overflows_agree!("shl", cl, value, flags)
+        && overflows_agree!("shr", cl, value, flags)
+        && overflows_agree!("sar", cl, value, flags)
+}
+
+fn rotates_agree(value: u64, flags: u64) -> bool {
+    let kept =
+        [try_one!("rol {value}, 5", value, flags).1, try_one!("ror {value}, 5", value, flags).1];
+    kept.iter().all(|after| (after ^ flags) & (PF | AF | ZF | SF) == 0)
+        && overflows_agree!("rol", constants, value, flags)
+        && overflows_agree!("ror", constants, value, flags)
+}
+
+/// True if OF is as if the last bit were shifted on its own.
+fn overflow_agrees(op: &str, bits: u32, result: u64, after: u64) -> bool {
+    let bit = |number: u32| result >> number & 1;
+    let top = bit(bits - 1);
+    let ours = match op {
+        "shl" => top ^ after & CF,
+        "sar" => 0,
+        "rol" => top ^ bit(0),
+        _ => top ^ bit(bits - 2),
+    };
+    after & OF == ours << 11
 }
 
 #[cfg(test)]

@@ -500,3 +500,62 @@ fn is_copied_sse(ins: &Instruction) -> bool {
                 | Mnemonic::Pcmpestrm64
         )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that bytes can decode to: each opcode of each map, with each prefix that may choose another
+    /// form, and registers or memory.
+    fn decodable() -> impl Iterator<Item = Instruction> {
+        const PREFIXES: [&[u8]; 12] = [
+            &[],
+            &[0x66],
+            &[0xf2],
+            &[0xf3],
+            &[0xf0],
+            &[0x67],
+            &[0x48],
+            &[0x66, 0x48],
+            &[0xf2, 0x48],
+            &[0xf3, 0x48],
+            &[0x66, 0xf2],
+            &[0x41],
+        ];
+        const MAPS: [&[u8]; 4] = [&[], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]];
+        let places = PREFIXES.into_iter().flat_map(|prefix| MAPS.map(|map| [prefix, map].concat()));
+        places.flat_map(|start| {
+            // The low half of the numbers have an operand in memory, the others in a register.
+            (0..=255_u8).flat_map(|opcode| (0..16_u8).map(move |n| (opcode, n))).filter_map(
+                move |(opcode, n)| {
+                    let modrm = (n & 7) << 3 | if n < 8 { 4 } else { 0xc1 };
+                    let bytes = [&start[..], &[opcode, modrm, 0x24, 1, 2, 3, 4, 5, 6, 7]].concat();
+                    let ins = Decoder::with_ip(64, &bytes, 0, DECODER_OPTIONS).decode();
+                    (!ins.is_invalid()).then_some(ins)
+                },
+            )
+        })
+    }
+
+    #[test]
+    fn every_form_on_the_list_is_one_that_the_interpreter_has() {
+        let unknown = decodable()
+            .filter(|ins| {
+                kind_of(ins, SSE_ON).is_some() && cpu::forms::lookup(ins.code()).is_none()
+            })
+            .map(|ins| format!("{:?}", ins.code()));
+        assert_eq!(unknown.collect::<std::collections::BTreeSet<_>>(), Default::default());
+    }
+
+    #[test]
+    fn every_form_that_depends_on_the_mode_is_left_alone_where_sse_is_off() {
+        let copied = decodable().filter(|ins| {
+            let gate = cpu::forms::lookup(ins.code()).map(|form| form.gate());
+            gate.is_some_and(|gate| gate != cpu::forms::Gate::None)
+                && [0, SSE_OFF | SSE_ON, SSE_ON | 1 << 4]
+                    .iter()
+                    .any(|it| kind_of(ins, *it).is_some())
+        });
+        assert_eq!(copied.map(|ins| format!("{:?}", ins.code())).next(), None);
+    }
+}

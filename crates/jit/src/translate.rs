@@ -1143,3 +1143,59 @@ fn moved(ins: &Instruction, code: Code, is_load: bool) -> Instruction {
     };
     made.expect("a register and memory")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::emit_stubs;
+    use crate::scan::scan;
+    use crate::translator::TRANSLATION_BYTES_MAX;
+
+    /// The mode bits of a system that uses SSE.
+    const MEANING: u32 = 1 << 6 | 2;
+
+    /// Translates from every offset of a page; gives the length of the longest translation.
+    fn longest(page: &[u8; 4096]) -> usize {
+        let mut emitter = Emitter::new(0x10_0000);
+        let stubs = emit_stubs(&mut emitter, 0);
+        let one = |start: u16| {
+            let trace = scan(page, start, MEANING);
+            Gen::new(&trace, start, stubs, &mut Vec::new(), 0x20_0000, 0x10_0000).run().len()
+        };
+        (0..4096).map(one).max().expect("there are offsets")
+    }
+
+    #[test]
+    fn any_bytes_can_be_translated() {
+        let mut rng = base::SeededRng::new(1);
+        for round in 0..8 {
+            let mut page = [0; 4096];
+            // Long runs of known instructions are rare in random bytes, so most of these are small numbers,
+            // the prefixes and the opcodes that are followed by another one.
+            const COMMON: [u8; 8] = [0x48, 0x66, 0xf3, 0x0f, 0x41, 0x89, 0x67, 0x64];
+            for byte in &mut page {
+                *byte = match rng.below(4) {
+                    0 if round % 2 == 0 => COMMON[rng.below(8) as usize],
+                    _ => rng.u64() as u8,
+                };
+            }
+            assert!(longest(&page) <= TRANSLATION_BYTES_MAX);
+        }
+    }
+
+    #[test]
+    fn the_longest_instructions_fill_a_fraction_of_what_a_translation_may_have() {
+        // push qword fs:[r8+r9*8+0x12345678]; cmp bytes; add r10, [gs:r11d+r8d*2+...]
+        let longest_forms: [&[u8]; 3] = [
+            &[0x64, 0x43, 0xff, 0xb4, 0xc8, 0x78, 0x56, 0x34, 0x12],
+            &[0x65, 0x67, 0x4f, 0x03, 0x94, 0x43, 0x78, 0x56, 0x34, 0x12],
+            &[0x64, 0x67, 0x4f, 0x0f, 0xb1, 0x94, 0x43, 0x78, 0x56, 0x34, 0x12],
+        ];
+        for form in longest_forms {
+            let mut page = [0x90; 4096];
+            page.chunks_exact_mut(form.len()).for_each(|place| place.copy_from_slice(form));
+            let len = longest(&page);
+            assert!(len > 48 * 60 && len < TRANSLATION_BYTES_MAX / 2, "{form:x?}: {len}");
+        }
+    }
+}

@@ -16,7 +16,7 @@ use crate::translate::{Exit, Gen, Site};
 /// Host code that is held before everything is dropped.
 const CACHE_BYTES: usize = 64 << 20;
 /// The longest translation: some instructions of a trace take 200 bytes and more with their exits.
-const TRANSLATION_BYTES_MAX: usize = 64 << 10;
+pub(crate) const TRANSLATION_BYTES_MAX: usize = 64 << 10;
 /// A budget that is as good as none.
 const BUDGET_MAX: u64 = 1 << 48;
 /// All exceptions are masked.
