@@ -136,6 +136,11 @@ impl Cpu {
         self.flags = Flags::from_rflags(status & Rflags::STATUS);
     }
 
+    /// Clears RFLAGS.IF, which never needs anybody's attention.
+    pub fn disable_interrupts(&mut self) {
+        self.rflags &= !Rflags::IF;
+    }
+
     /// True if something is to be looked at before the next instruction.
     #[must_use]
     pub fn has_attention(&self) -> bool {

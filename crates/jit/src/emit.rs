@@ -175,6 +175,29 @@ impl Emitter {
         self.modrm_mem(dst, base, disp);
     }
 
+    /// `or qword [base + disp], src`.
+    pub(crate) fn or_mem(&mut self, base: u8, disp: i32, src: u8) {
+        self.rex(true, src, 0, base);
+        self.bytes.push(0x09);
+        self.modrm_mem(src, base, disp);
+    }
+
+    /// `and qword [base + disp], value`, sign-extended.
+    pub(crate) fn and_imm_mem(&mut self, base: u8, disp: i32, value: i32) {
+        self.rex(true, 0, 0, base);
+        self.bytes.push(0x81);
+        self.modrm_mem(4, base, disp);
+        self.imm32(value);
+    }
+
+    /// `test byte [base + disp], value`.
+    pub(crate) fn test_byte(&mut self, base: u8, disp: i32, value: u8) {
+        self.rex(false, 0, 0, base);
+        self.bytes.push(0xf6);
+        self.modrm_mem(0, base, disp);
+        self.bytes.push(value);
+    }
+
     pub(crate) fn alu_imm(&mut self, op: Alu, dst: u8, value: i32) {
         self.rex(true, 0, 0, dst);
         let modrm = 0xc0 | (op as u8) << 3 | dst & 7;

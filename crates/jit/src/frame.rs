@@ -45,15 +45,19 @@ pub(crate) mod slot {
     pub(crate) const GS: i32 = 80;
     /// Address of the XMM registers in the CPU.
     pub(crate) const XMM: i32 = 88;
+    /// RFLAGS but for the arithmetic flags.
+    pub(crate) const RFLAGS: i32 = 96;
+    /// 1 if CPL and IOPL allow CLI, else 0.
+    pub(crate) const MAY_CLI: i32 = 104;
     /// The [`super::Context`].
-    pub(crate) const SHARED: i32 = 96;
+    pub(crate) const SHARED: i32 = 112;
     /// The exit taken.
-    pub(crate) const SITE: i32 = 104;
+    pub(crate) const SITE: i32 = 120;
     /// An indirect branch's target.
-    pub(crate) const TARGET: i32 = 112;
-    /// The host's MXCSR, then the guest's.
-    pub(crate) const MXCSR: i32 = 120;
-    pub(crate) const BYTES: i32 = 136;
+    pub(crate) const TARGET: i32 = 128;
+    /// The host's MXCSR.
+    pub(crate) const MXCSR: i32 = 136;
+    pub(crate) const BYTES: i32 = 152;
 }
 
 /// In and out of translated code.
@@ -70,6 +74,8 @@ pub(crate) struct Context {
     pub(crate) fs: u64,
     pub(crate) gs: u64,
     pub(crate) xmm: u64,
+    pub(crate) rflags: u64,
+    pub(crate) may_cli: u64,
     pub(crate) site: u64,
     pub(crate) target: u64,
     pub(crate) mxcsr: u64,
@@ -92,6 +98,8 @@ impl Context {
             fs: 0,
             gs: 0,
             xmm: 0,
+            rflags: 0,
+            may_cli: 0,
             site: 0,
             target: 0,
             mxcsr: 0,
@@ -105,20 +113,31 @@ impl Context {
 const FLAGS: i32 = 128;
 const BUDGET_AT: i32 = 136;
 const PAGE: i32 = 144;
-const SITE: i32 = 200;
-const TARGET: i32 = 208;
-const MXCSR: i32 = 216;
+const RFLAGS: i32 = 200;
+const SITE: i32 = 216;
+const TARGET: i32 = 224;
+const MXCSR: i32 = 232;
 
 const _: () = assert!(std::mem::offset_of!(Context, flags) == FLAGS as usize);
 const _: () = assert!(std::mem::offset_of!(Context, budget) == BUDGET_AT as usize);
 const _: () = assert!(std::mem::offset_of!(Context, page) == PAGE as usize);
+const _: () = assert!(std::mem::offset_of!(Context, rflags) == RFLAGS as usize);
 const _: () = assert!(std::mem::offset_of!(Context, site) == SITE as usize);
 const _: () = assert!(std::mem::offset_of!(Context, target) == TARGET as usize);
 const _: () = assert!(std::mem::offset_of!(Context, mxcsr) == MXCSR as usize);
 
 /// Frame slots that are filled from the context, in order from [`PAGE`] on.
-const COPIED: [i32; 7] =
-    [slot::PAGE, slot::TLB, slot::JUMPS, slot::CONTEXT, slot::FS, slot::GS, slot::XMM];
+const COPIED: [i32; 9] = [
+    slot::PAGE,
+    slot::TLB,
+    slot::JUMPS,
+    slot::CONTEXT,
+    slot::FS,
+    slot::GS,
+    slot::XMM,
+    slot::RFLAGS,
+    slot::MAY_CLI,
+];
 
 /// Addresses of the stubs.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +154,7 @@ pub(crate) struct Stubs {
 }
 
 /// Entries of a jump table.
-pub(crate) const JUMPS: usize = 4096;
+pub(crate) const JUMPS: usize = 1 << 14;
 
 /// A link from a linear address to a translation.
 #[derive(Clone, Copy)]
@@ -236,7 +255,9 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
             }
         }
     }
-    for (from, to) in [(slot::PAGE, PAGE), (slot::SITE, SITE), (slot::TARGET, TARGET)] {
+    let left =
+        [(slot::PAGE, PAGE), (slot::RFLAGS, RFLAGS), (slot::SITE, SITE), (slot::TARGET, TARGET)];
+    for (from, to) in left {
         e.load(S, reg::RSP, from);
         e.store(T, to, S);
     }

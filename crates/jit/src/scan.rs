@@ -54,6 +54,8 @@ pub(crate) enum Kind {
     /// XCHG with memory.
     Exchange,
     Push,
+    PushFlags,
+    Cli,
     Pop,
     Leave,
     Jcc,
@@ -207,13 +209,15 @@ fn understand(
             Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => writes = RflagsBits::CF,
             _ => {}
         },
-        Kind::Nop => (reads, writes) = (0, 0),
+        Kind::Nop | Kind::PushFlags | Kind::Cli => (reads, writes) = (0, 0),
         _ => {}
     }
     let exits = access.is_some()
         || matches!(
             kind,
             Kind::Push
+                | Kind::PushFlags
+                | Kind::Cli
                 | Kind::Pop
                 | Kind::Leave
                 | Kind::DivWide { .. }
@@ -308,6 +312,8 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
             Code::Push_r64 | Code::Pushq_imm32 | Code::Pushq_imm8 | Code::Push_rm64
         )
         .then_some(Kind::Push),
+        Mnemonic::Pushfq => Some(Kind::PushFlags),
+        Mnemonic::Cli => Some(Kind::Cli),
         Mnemonic::Pop => matches!(ins.code(), Code::Pop_r64).then_some(Kind::Pop),
         Mnemonic::Leave => (ins.code() == Code::Leaveq).then_some(Kind::Leave),
         Mnemonic::Jmp => match ins.code() {

@@ -7,6 +7,8 @@
 
 use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 
+use x86::Rflags;
+
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
@@ -528,6 +530,14 @@ impl<'a> Gen<'a> {
             Kind::CmpXchg => self.cmpxchg(index),
             Kind::Exchange => self.exchange(index),
             Kind::Push => self.push(index),
+            Kind::PushFlags => self.push_flags(index),
+            Kind::Cli => {
+                self.native = false;
+                self.e.test_byte(reg::RSP, slot::MAY_CLI, 1);
+                let refused = self.e.jcc(cc::E);
+                self.leave_before(index, vec![refused]);
+                self.e.and_imm_mem(reg::RSP, slot::RFLAGS, !(Rflags::IF as i32));
+            }
             Kind::Pop => {
                 self.stack(index, 0, false);
                 self.e.load(T, S, 0);
@@ -925,6 +935,23 @@ impl<'a> Gen<'a> {
             }
             _ => self.e.store_imm64(S, 0, ins.immediate(0) as i32),
         }
+        self.e.lea(reg::R9, reg::R9, -8);
+    }
+
+    fn push_flags(&mut self, index: usize) {
+        self.settle_flags();
+        self.stack(index, -8, true);
+        self.e.load(T, reg::RSP, slot::RFLAGS);
+        self.e.store(S, 0, T);
+        self.e.mov(T, reg::RAX);
+        self.e.alu_imm(Alu::And, T, 1);
+        self.e.shift(4, T, 11);
+        self.e.or_mem(S, 0, T);
+        self.e.mov(T, reg::RAX);
+        self.e.shift(5, T, 8);
+        // Of what LAHF leaves: SF, ZF, AF, PF, CF.
+        self.e.alu_imm(Alu::And, T, 0xd5);
+        self.e.or_mem(S, 0, T);
         self.e.lea(reg::R9, reg::R9, -8);
     }
 

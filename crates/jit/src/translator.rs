@@ -5,6 +5,7 @@ use std::io;
 
 use cpu::{CodePlace, Cpu, Engine, Env, Next, Seg};
 use mem::{GuestMem, WatchedWrite};
+use x86::Rflags;
 
 use crate::cache::CodeMemory;
 use crate::emit::Emitter;
@@ -215,6 +216,8 @@ impl Engine for Translator {
         self.context.fs = cpu.data_base(Seg::FS);
         self.context.gs = cpu.data_base(Seg::GS);
         self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
+        self.context.rflags = cpu.rflags() & !Rflags::STATUS;
+        self.context.may_cli = u64::from(u64::from(cpu.cpl()) <= cpu.rflags() >> 12 & 3);
         self.context.mxcsr = u64::from(*cpu.mxcsr_mut());
         let next = loop {
             self.context.cpu = (&raw mut *cpu).cast();
@@ -272,6 +275,9 @@ impl Engine for Translator {
         };
         *cpu.gprs_mut() = self.context.gpr;
         *cpu.mxcsr_mut() = self.context.mxcsr as u32;
+        if self.context.rflags & Rflags::IF == 0 {
+            cpu.disable_interrupts();
+        }
         let steps = budget - self.context.budget;
         cpu.resume_at(rip, steps, from_home(self.context.flags));
         next
