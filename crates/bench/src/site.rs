@@ -26,6 +26,7 @@ impl Site {
             append,
             run_flags: Vec::new(),
             detours: Default::default(),
+            engines: None,
         })
     }
 

@@ -5,11 +5,18 @@ mod common;
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
 
 use common::{
     Folder, Process, check_fails, echo_kernel, finish, free_addr, lockstep, sparse, wait_until,
+    wait_within,
 };
+use engines::EngineKind;
 use serde_json::Value;
+
+/// For a Linux kernel on two sides, on a host that may have other work.
+const LINUX: Duration = Duration::from_secs(400);
 
 struct Pair {
     folder: Folder,
@@ -31,14 +38,33 @@ impl Pair {
 
     /// A pair that is armed, with any guest.
     fn of(name: &str, kernel: &[u8]) -> Pair {
+        Pair::with(name, kernel, &[], &[])
+    }
+
+    /// A pair that is armed and runs Debian's kernel alone; each side with its engine.
+    fn of_linux(name: &str, append: &str, [primary, backup]: [EngineKind; 2]) -> Pair {
+        let images = std::env::var_os("LOCKSTEP_IMAGES")
+            .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
+        let kernel = std::fs::read(Path::new(&images).join("bare/vmlinuz")).unwrap();
+        let append = format!("console=ttyS0 mitigations=off cryptomgr.notests {append}");
+        // A host that has other work may keep a side waiting for a second.
+        let run_flags = ["--append", &append, "--timing", "relaxed", "--engine", primary.name()];
+        Pair::with(name, &kernel, &run_flags, &["--engine", backup.name()])
+    }
+
+    /// A pair that is armed, with any guest and more flags for the primary and for the backup.
+    fn with(name: &str, kernel: &[u8], run_flags: &[&str], backup_flags: &[&str]) -> Pair {
         let folder = Folder::new(name);
         folder.file("kernel", kernel);
         sparse(&folder.path("image"), 1 << 20);
         assert_eq!(finish(&["keys", &folder.path("key")]).0, 0);
         let [disk_addr, backup_addr, primary_addr] = [free_addr(), free_addr(), free_addr()];
         let disk = start_disk(&folder, disk_addr);
-        let backup = start_backup(&folder, backup_addr);
-        let primary = start_primary(&folder, disk_addr, backup_addr, primary_addr);
+        let backup = start_backup_with(&folder, backup_addr, backup_flags);
+        let args = primary_args(&folder, [disk_addr, backup_addr, primary_addr]);
+        let args: Vec<&str> =
+            args.iter().map(String::as_str).chain(run_flags.iter().copied()).collect();
+        let primary = Process::with_stdin(&args);
         let mut pair = Pair { folder, disk_addr, backup_addr, primary_addr, disk, backup, primary };
         pair.primary.wait_for_errors("protected, generation");
         pair
@@ -112,7 +138,11 @@ fn start_disk_with(folder: &Folder, addr: SocketAddr, exports: &[(&str, &str)]) 
 }
 
 fn start_backup(folder: &Folder, addr: SocketAddr) -> Process {
-    let mut backup = Process::start(lockstep(&[
+    start_backup_with(folder, addr, &[])
+}
+
+fn start_backup_with(folder: &Folder, addr: SocketAddr, flags: &[&str]) -> Process {
+    let mut command = lockstep(&[
         "backup",
         "--listen",
         &addr.to_string(),
@@ -124,7 +154,9 @@ fn start_backup(folder: &Folder, addr: SocketAddr) -> Process {
         "b",
         "--events",
         &folder.path("events-b"),
-    ]));
+    ]);
+    command.args(flags);
+    let mut backup = Process::start(command);
     backup.wait_for_errors("waiting for a primary");
     backup
 }
@@ -137,7 +169,7 @@ fn primary_args(folder: &Folder, [disk, backup, primary]: [SocketAddr; 3]) -> Ve
         "--kernel",
         &folder.path("kernel"),
         "--mem",
-        "16",
+        "128",
         "--disk",
         &format!("nbd://{disk}/d"),
         "--backup",
@@ -261,6 +293,71 @@ fn a_guest_that_faults_for_ever_fails_over_and_is_stopped_at_once() {
     pair.backup.signal("TERM");
     assert_eq!(pair.backup.wait().code(), Some(0), "{}", pair.backup.errors());
     assert!(!pair.events("events-b").contains(&"diverged".to_owned()));
+}
+
+/// behaviours 159, 69: Debian's kernel finds no root, panics and reboots by itself, on both sides alike.
+#[test]
+fn a_linux_that_panics_reboots_on_both_sides_and_stays_protected() {
+    let append = "panic=-1 root=/dev/none";
+    // Two boots, so the fastest engine there is.
+    let fast = EngineKind::Translator;
+    let engine = if fast.make().is_ok() { fast } else { EngineKind::Interpreter };
+    let mut pair = Pair::of_linux("panic", append, [engine; 2]);
+    let boots = |process: &Process| process.output().matches("Linux version").count();
+    wait_within(LINUX, "a second boot", || boots(&pair.primary) >= 2);
+    assert!(pair.primary.output().contains("Kernel panic"));
+    assert_eq!(pair.status(pair.primary_addr).unwrap()["protected"], true);
+    pair.primary.kill();
+    pair.wait_for_role(pair.backup_addr, "solo");
+    // The other side has done all that, and boots on.
+    let before = pair.primary.output();
+    let console = pair.console();
+    wait_within(LINUX, "more of the second boot", || console.output().len() > before.len() + 1000);
+    assert!(console.output().starts_with(&before), "{before}\n-----\n{}", console.output());
+    assert!(!pair.events("events-b").contains(&"diverged".to_owned()));
+    pair.backup.signal("TERM");
+    assert_eq!(pair.backup.wait().code(), Some(0), "{}", pair.backup.errors());
+}
+
+/// The engine is each side's own matter: with the interpreter on one side and the translator on the
+/// other, a pair stays in step, and a failover leads from one to the other.
+fn failover_between_engines(name: &str, engines: [EngineKind; 2]) {
+    if let Err(why) = EngineKind::Translator.make() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let mut pair = Pair::of_linux(name, "earlyprintk=ttyS0", engines);
+    wait_within(LINUX, "the kernel at work", || {
+        assert!(pair.primary.is_running(), "{}", pair.primary.errors());
+        pair.primary.output().contains("Calibrating delay loop")
+    });
+    // By now the backup has compared digests that are in the log.
+    assert_eq!(pair.status(pair.primary_addr).unwrap()["protected"], true);
+    pair.primary.kill();
+    pair.wait_for_role(pair.backup_addr, "solo");
+    let before = pair.primary.output();
+    let console = pair.console();
+    wait_within(LINUX, "the kernel's next words", || {
+        assert!(pair.backup.is_running(), "{}", pair.backup.errors());
+        console.output().len() > before.len() + 2000
+    });
+    // Every byte that was seen is there, once, and what follows has its place after it.
+    assert!(console.output().starts_with(&before), "{before}\n-----\n{}", console.output());
+    assert!(!pair.events("events-b").contains(&"diverged".to_owned()));
+    pair.backup.signal("TERM");
+    assert_eq!(pair.backup.wait().code(), Some(0), "{}", pair.backup.errors());
+}
+
+/// behaviours 2, 33, 49, 157
+#[test]
+fn a_translators_vm_goes_on_at_an_interpreter() {
+    failover_between_engines("to-slow", [EngineKind::Translator, EngineKind::Interpreter]);
+}
+
+/// behaviours 2, 33, 49, 157
+#[test]
+fn an_interpreters_vm_goes_on_at_a_translator() {
+    failover_between_engines("to-fast", [EngineKind::Interpreter, EngineKind::Translator]);
 }
 
 /// behaviour 97

@@ -438,6 +438,49 @@ fn engines_replay_each_others_recordings_and_say_what_they_did() {
     }
 }
 
+/// behaviours 13, 26: a boot of Debian's kernel as far as it comes in a second or two.
+#[test]
+fn a_boot_that_one_engine_recorded_the_other_replays_and_both_compare_equal() {
+    if let Err(why) = engines::EngineKind::Translator.make() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let images = std::env::var_os("LOCKSTEP_IMAGES")
+        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
+    let kernel = std::path::Path::new(&images).join("bare/vmlinuz");
+    let folder = Folder::new("engines-boot");
+    let path = |name: &str| folder.path(name);
+    let engines = ["interpreter", "translator"];
+    for [recorder, replayer] in [engines, [engines[1], engines[0]]] {
+        let log = path(&format!("log-{recorder}"));
+        let mut args = vec!["run", "--kernel", kernel.to_str().unwrap(), "--mem", "128"];
+        args.extend(["--append", "console=ttyS0 mitigations=off earlyprintk=ttyS0"]);
+        let (run_dir, recorded) = (path("run"), path("recorded"));
+        args.extend(["--run-dir", &run_dir, "--record", &log, "--json-to", &recorded]);
+        args.extend(["--engine", recorder]);
+        let mut vm = Process::with_stdin(&args);
+        vm.wait_for_output("Calibrating delay loop");
+        vm.signal("TERM");
+        assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+
+        let replayed = path("replayed");
+        let args = ["replay", &log, "--console", "--json-to", &replayed, "--engine", replayer];
+        let (code, console, errors) = finish(&args);
+        assert_eq!((code, console), (0, vm.output()), "{errors}");
+        let (recorded, replayed) = (folder.json("recorded"), folder.json("replayed"));
+        for equal in ["digest", "instructions"] {
+            assert_eq!(recorded[equal], replayed[equal], "{recorder} to {replayer}");
+        }
+        assert_eq!(
+            (&recorded["engine"], &replayed["engine"]),
+            (&recorder.into(), &replayer.into())
+        );
+    }
+    let (code, _, errors) = finish(&["replay", &path("log-translator"), "--compare"]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(errors.contains("always equal"), "{errors}");
+}
+
 #[test]
 fn the_environment_may_choose_the_engine_and_an_unknown_one_is_refused() {
     let folder = Folder::new("engine-env");

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use engines::EngineKind;
 use serde::Deserialize;
 
 use crate::lab::{CHANNEL_ADDRS, CLIENT_ADDR, GUEST_ADDR, Host, Lab, SERVICE_ADDRS};
@@ -37,6 +38,8 @@ pub struct PairConfig {
     pub run_flags: Vec<String>,
     /// How each side reaches the disk server, by [`Host`].
     pub detours: [Detour; 2],
+    /// What runs the guest's code on each side, by [`Host`]; `None` leaves it to the environment.
+    pub engines: Option<[EngineKind; 2]>,
 }
 
 /// Where a side finds the disk and the arbiter, if not at the disk server's own address.
@@ -293,6 +296,9 @@ impl<'lab> Pair<'lab> {
         command.env("LOCKSTEP_KEY", self.config.work.join("key"));
         command.env("LOCKSTEP_HOST_ID", format!("{host:?}"));
         command.env("LOCKSTEP_RUN_DIR", self.config.work.join(format!("run-{host:?}")));
+        if let Some(engines) = self.config.engines {
+            command.env(engines::VARIABLE, engines[host as usize].name());
+        }
         command
     }
 

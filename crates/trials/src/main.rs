@@ -11,9 +11,11 @@ mod split;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use engines::{EngineKind, UnknownKind};
 use testbed::Lab;
 use testbed::pair::{PairConfig, work_folder};
 
@@ -41,6 +43,25 @@ struct SiteArgs {
     /// Detection timeout, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     detection_ms: u64,
+    /// What runs the guest's code on hosts A and B, such as `translator,interpreter`. [default: what
+    /// LOCKSTEP_ENGINE says, on both]
+    #[arg(long, value_name = "A,B")]
+    engines: Option<Engines>,
+}
+
+/// An engine for each side.
+#[derive(Clone, Copy, Debug)]
+struct Engines([EngineKind; 2]);
+
+impl FromStr for Engines {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Engines, String> {
+        let (a, b) =
+            text.split_once(',').ok_or("expected two engines, with a comma between them")?;
+        let kind = |name: &str| name.parse().map_err(|error: UnknownKind| error.to_string());
+        Ok(Engines([kind(a)?, kind(b)?]))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -130,6 +151,7 @@ fn run() -> Result<ExitCode> {
         append: None,
         run_flags: Vec::new(),
         detours: Default::default(),
+        engines: cli.site.engines.map(|Engines(engines)| engines),
     };
     let outcome = match cli.trial {
         Trial::Demo { json } => demo::run(&lab, config, json),
