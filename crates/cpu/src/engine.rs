@@ -189,9 +189,6 @@ impl Cpu {
     /// which the interpreter sorts out, or if something is to be looked at first. Sets Accessed, so that
     /// instruction must be the next one, and within the budget.
     pub fn code_place(&mut self, mem: &mut GuestMem, linear: u64) -> Option<CodePlace> {
-        if !is_canonical(linear) {
-            return None;
-        }
         let gpa: Gpa = self.translate_fetch(mem, linear).ok()?;
         let ram = mem.offset_of(gpa)?;
         if self.attention {

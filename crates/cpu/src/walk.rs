@@ -8,6 +8,7 @@ use base::Gpa;
 use mem::{GuestMem, RamOffset};
 use x86::{Cr0, Cr4, Efer, Exception, PageFaultBits, Vector, cpuid};
 
+use crate::access::is_canonical;
 use crate::op::Fault;
 use crate::tlb::{View, WalkStep};
 use crate::{Cpu, Env};
@@ -126,7 +127,8 @@ impl Cpu {
         Ok(gpa)
     }
 
-    /// Translates for an instruction fetch: the guest-physical address.
+    /// Translates for an instruction fetch: the guest-physical address. Straight-line code, too, may run out
+    /// of the canonical addresses.
     pub(crate) fn translate_fetch(
         &mut self,
         mem: &mut GuestMem,
@@ -134,6 +136,9 @@ impl Cpu {
     ) -> Result<Gpa, Fault> {
         if self.sys.cr0 & Cr0::PG == 0 {
             return Ok(Gpa(linear & 0xffff_ffff));
+        }
+        if self.is_long_mode() && !is_canonical(linear) {
+            return Err(self.gp());
         }
         let user = self.cpl == 3;
         if let Some(ram) = self.tlb.exec(user, linear) {

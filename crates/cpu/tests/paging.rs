@@ -208,6 +208,41 @@ fn non_canonical_addresses_are_gp_or_with_the_stack_ss() {
     assert_eq!(vm.halted_in(), 12);
 }
 
+/// The last bytes below the canonical boundary: two NOPs, then the first byte of an instruction of two.
+/// The tables' entry for what follows the boundary's sign-extended address maps the first pages.
+fn at_the_boundary() -> Vm {
+    const ROOT: u64 = 0x1_0000;
+    const TABLES: u64 = 0x30_0000;
+    let mut vm = Vm::long(&[]);
+    for level in 0..3 {
+        let entry = (TABLES + 0x1000 * (level + 1)) | 7;
+        vm.write(TABLES + 0x1000 * level + 0xff8, &entry.to_le_bytes());
+    }
+    let pml4e = |index: u64| ROOT + 8 * index;
+    vm.write(pml4e(255), &(TABLES | 7).to_le_bytes());
+    let first = vm.read(pml4e(0));
+    vm.write(pml4e(256), &first.to_le_bytes());
+    vm.write(TABLES + 0x3ffd, &[0x90, 0x90, 0x89]);
+    vm.write(0, &[0xc0, 0xf4]);
+    vm.change(|state| state.rip = (1 << 47) - 3);
+    vm
+}
+
+#[test]
+fn code_that_runs_out_of_the_canonical_addresses_is_gp_where_it_leaves_them() {
+    let mut vm = at_the_boundary();
+    vm.write(0x30_3fff, &[0x90]);
+    vm.run_to_halt(6);
+    assert_eq!((vm.halted_in(), vm.stack_word(0), vm.stack_word(1)), (13, 0, 1 << 47));
+}
+
+#[test]
+fn an_instruction_that_reaches_beyond_the_canonical_addresses_is_gp() {
+    let mut vm = at_the_boundary();
+    vm.run_to_halt(6);
+    assert_eq!((vm.halted_in(), vm.stack_word(0), vm.stack_word(1)), (13, 0, (1 << 47) - 1));
+}
+
 #[test]
 fn device_memory_is_read_and_written_at_its_width() {
     // mov eax, [rdi]; mov [rdi+8], al; hlt
