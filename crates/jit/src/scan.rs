@@ -498,6 +498,10 @@ fn is_copied_sse(ins: &Instruction) -> bool {
                 | Mnemonic::Maskmovdqu
                 | Mnemonic::Dpps
                 | Mnemonic::Dppd
+                | Mnemonic::Haddps
+                | Mnemonic::Haddpd
+                | Mnemonic::Hsubps
+                | Mnemonic::Hsubpd
                 | Mnemonic::Cvtpi2ps
                 | Mnemonic::Cvtpi2pd
                 | Mnemonic::Pcmpestri
