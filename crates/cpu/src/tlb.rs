@@ -35,7 +35,7 @@ const BACKUP_ENTRIES: usize = 1 << 12;
 /// A bank's lower half (programs) and upper half (the kernel) are dropped apart: a *space*.
 const SPACES: usize = 2 * BANKS;
 
-const EXEC_PAGES: usize = 128;
+const EXEC_PAGES: usize = 512;
 const EXEC_ENTRIES: usize = EXEC_PAGES * 2 * BANKS;
 
 /// A translation of one page for data.
@@ -276,7 +276,7 @@ impl Tlb {
 
     fn exec_index(&self, bank: usize, user: bool, linear: u64) -> usize {
         let page = (linear >> PAGE_SHIFT) as usize;
-        let page = (page ^ page >> 7) & (EXEC_PAGES - 1);
+        let page = (page ^ page >> 9) & (EXEC_PAGES - 1);
         (bank * 2 + usize::from(user)) * EXEC_PAGES + page
     }
 

@@ -53,7 +53,8 @@ impl CodeMemory {
         self.run.as_ptr() as u64
     }
 
-    /// Writes code at an offset.
+    /// Writes code at an offset. It may have run before at its other address: x86 CPUs compare stores with
+    /// what they fetch by physical address, so the next jump there sees it.
     pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) {
         assert!(offset <= self.len && bytes.len() <= self.len - offset, "code beyond its cache");
         // SAFETY: the assertion showed that the target lies inside the mapping, and `&mut self` excludes

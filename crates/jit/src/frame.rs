@@ -110,33 +110,32 @@ impl Context {
     }
 }
 
-const FLAGS: i32 = 128;
-const BUDGET_AT: i32 = 136;
-const PAGE: i32 = 144;
-const RFLAGS: i32 = 200;
-const SITE: i32 = 216;
-const TARGET: i32 = 224;
-const MXCSR: i32 = 232;
+/// Where a field of the context is.
+macro_rules! at {
+    ($field:ident) => {
+        std::mem::offset_of!(Context, $field) as i32
+    };
+}
 
-const _: () = assert!(std::mem::offset_of!(Context, flags) == FLAGS as usize);
-const _: () = assert!(std::mem::offset_of!(Context, budget) == BUDGET_AT as usize);
-const _: () = assert!(std::mem::offset_of!(Context, page) == PAGE as usize);
-const _: () = assert!(std::mem::offset_of!(Context, rflags) == RFLAGS as usize);
-const _: () = assert!(std::mem::offset_of!(Context, site) == SITE as usize);
-const _: () = assert!(std::mem::offset_of!(Context, target) == TARGET as usize);
-const _: () = assert!(std::mem::offset_of!(Context, mxcsr) == MXCSR as usize);
+/// What the frame gets from the context.
+const COPIED: [(i32, i32); 9] = [
+    (slot::PAGE, at!(page)),
+    (slot::TLB, at!(tlb)),
+    (slot::JUMPS, at!(jumps)),
+    (slot::CONTEXT, at!(context)),
+    (slot::FS, at!(fs)),
+    (slot::GS, at!(gs)),
+    (slot::XMM, at!(xmm)),
+    (slot::RFLAGS, at!(rflags)),
+    (slot::MAY_CLI, at!(may_cli)),
+];
 
-/// Frame slots that are filled from the context, in order from [`PAGE`] on.
-const COPIED: [i32; 9] = [
-    slot::PAGE,
-    slot::TLB,
-    slot::JUMPS,
-    slot::CONTEXT,
-    slot::FS,
-    slot::GS,
-    slot::XMM,
-    slot::RFLAGS,
-    slot::MAY_CLI,
+/// What the context gets from the frame.
+const LEFT: [(i32, i32); 4] = [
+    (slot::PAGE, at!(page)),
+    (slot::RFLAGS, at!(rflags)),
+    (slot::SITE, at!(site)),
+    (slot::TARGET, at!(target)),
 ];
 
 /// Addresses of the stubs.
@@ -197,12 +196,12 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
     }
     e.alu_imm(Alu::Sub, reg::RSP, slot::BYTES);
     e.store(reg::RSP, slot::SHARED, reg::RDI);
-    for (n, to) in COPIED.into_iter().enumerate() {
-        e.load(reg::RAX, reg::RDI, PAGE + 8 * n as i32);
+    for (to, from) in COPIED {
+        e.load(reg::RAX, reg::RDI, from);
         e.store(reg::RSP, to, reg::RAX);
     }
     e.stmxcsr(reg::RSP, slot::MXCSR);
-    e.ldmxcsr(reg::RDI, MXCSR);
+    e.ldmxcsr(reg::RDI, at!(mxcsr));
     e.load(S, reg::RSP, slot::XMM);
     move_xmm(e, S, false);
     e.mov(S, reg::RSI);
@@ -217,8 +216,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
             }
         }
     }
-    e.load(reg::RAX, T, FLAGS);
-    e.load(BUDGET, T, BUDGET_AT);
+    e.load(reg::RAX, T, at!(flags));
+    e.load(BUDGET, T, at!(budget));
     e.jmp_reg(S);
 
     let far = e.here();
@@ -243,8 +242,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
 
     let exit = e.here();
     e.load(T, reg::RSP, slot::SHARED);
-    e.store(T, FLAGS, reg::RAX);
-    e.store(T, BUDGET_AT, BUDGET);
+    e.store(T, at!(flags), reg::RAX);
+    e.store(T, at!(budget), BUDGET);
     for number in 0..16 {
         let to = i32::from(number) * 8;
         match home(number) {
@@ -255,15 +254,13 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
             }
         }
     }
-    let left =
-        [(slot::PAGE, PAGE), (slot::RFLAGS, RFLAGS), (slot::SITE, SITE), (slot::TARGET, TARGET)];
-    for (from, to) in left {
+    for (from, to) in LEFT {
         e.load(S, reg::RSP, from);
         e.store(T, to, S);
     }
     e.load(S, reg::RSP, slot::XMM);
     move_xmm(e, S, true);
-    e.stmxcsr(T, MXCSR);
+    e.stmxcsr(T, at!(mxcsr));
     e.ldmxcsr(reg::RSP, slot::MXCSR);
     e.alu_imm(Alu::Add, reg::RSP, slot::BYTES);
     for r in SAVED.into_iter().rev() {

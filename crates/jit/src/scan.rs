@@ -7,8 +7,8 @@
 use crate::frame::{Home, home};
 use cpu::DECODER_OPTIONS;
 use x86::iced::{
-    Code, CpuidFeature, Decoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
-    Register, RflagsBits,
+    Code, ConditionCode, CpuidFeature, Decoder, FlowControl, Instruction, InstructionInfoFactory,
+    Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 
 /// Longest trace, in instructions.
@@ -338,7 +338,7 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         _ if ins.is_jcc_short_or_near() => {
             (ins.op0_kind() == OpKind::NearBranch64).then_some(Kind::Jcc)
         }
-        _ if is_setcc(ins) || is_cmovcc(ins) => Some(Kind::Copy),
+        _ if is_set_or_move_on_condition(ins) => Some(Kind::Copy),
         _ if meaning & (SSE_OFF | SSE_ON) == SSE_ON && is_copied_sse(ins) => Some(Kind::Copy),
         _ => None,
     }
@@ -389,48 +389,11 @@ fn is_reachable(ins: &Instruction) -> bool {
         && (!by_page || fits(ins.memory_displacement64()))
 }
 
-fn is_setcc(ins: &Instruction) -> bool {
-    matches!(
-        ins.mnemonic(),
-        Mnemonic::Seta
-            | Mnemonic::Setae
-            | Mnemonic::Setb
-            | Mnemonic::Setbe
-            | Mnemonic::Sete
-            | Mnemonic::Setg
-            | Mnemonic::Setge
-            | Mnemonic::Setl
-            | Mnemonic::Setle
-            | Mnemonic::Setne
-            | Mnemonic::Setno
-            | Mnemonic::Setnp
-            | Mnemonic::Setns
-            | Mnemonic::Seto
-            | Mnemonic::Setp
-            | Mnemonic::Sets
-    )
-}
-
-fn is_cmovcc(ins: &Instruction) -> bool {
-    matches!(
-        ins.mnemonic(),
-        Mnemonic::Cmova
-            | Mnemonic::Cmovae
-            | Mnemonic::Cmovb
-            | Mnemonic::Cmovbe
-            | Mnemonic::Cmove
-            | Mnemonic::Cmovg
-            | Mnemonic::Cmovge
-            | Mnemonic::Cmovl
-            | Mnemonic::Cmovle
-            | Mnemonic::Cmovne
-            | Mnemonic::Cmovno
-            | Mnemonic::Cmovnp
-            | Mnemonic::Cmovns
-            | Mnemonic::Cmovo
-            | Mnemonic::Cmovp
-            | Mnemonic::Cmovs
-    )
+/// SETcc and CMOVcc.
+fn is_set_or_move_on_condition(ins: &Instruction) -> bool {
+    ins.condition_code() != ConditionCode::None
+        && ins.flow_control() == FlowControl::Next
+        && matches!(ins.cpuid_features(), [CpuidFeature::INTEL386] | [CpuidFeature::CMOV])
 }
 
 /// Segment, control and debug registers, x87 and MMX, and high byte registers in forms that do not keep

@@ -1034,28 +1034,9 @@ fn at_home(number: u8) -> RegMem {
     }
 }
 
-/// The condition of a conditional branch, as the opcode map numbers it.
+/// The condition of a conditional branch, as the opcode map numbers it. iced has the same order, after `None`.
 fn condition(ins: &Instruction) -> u8 {
-    // iced's numbers start at 1 and are in another order.
-    use x86::iced::ConditionCode as C;
-    match ins.condition_code() {
-        C::o => 0,
-        C::no => 1,
-        C::b => 2,
-        C::ae => 3,
-        C::e => 4,
-        C::ne => 5,
-        C::be => 6,
-        C::a => 7,
-        C::s => 8,
-        C::ns => 9,
-        C::p => 10,
-        C::np => 11,
-        C::l => 12,
-        C::ge => 13,
-        C::le => 14,
-        _ => 15,
-    }
+    ins.condition_code() as u8 - 1
 }
 
 fn sized_register(number: u8, bytes: usize) -> Register {

@@ -1,10 +1,10 @@
 //! The engine: finds or makes translations, enters them, and understands how they were left.
 
-use std::collections::HashMap;
 use std::io;
 
 use cpu::{CodePlace, Cpu, Engine, Env, Next, Seg};
 use mem::{GuestMem, WatchedWrite};
+use rustc_hash::FxHashMap;
 use x86::Rflags;
 
 use crate::cache::CodeMemory;
@@ -45,9 +45,9 @@ pub struct Translator {
     stubs_end: usize,
     sites: Vec<Site>,
     /// Offset in the cache of each translation, by place and meaning.
-    blocks: HashMap<(u64, u32), u32>,
+    blocks: FxHashMap<(u64, u32), u32>,
     /// Of each page: the starts of its translations and their meanings.
-    pages: HashMap<u64, Vec<(u16, u32)>>,
+    pages: FxHashMap<u64, Vec<(u16, u32)>>,
     jumps: Box<[Jump; JUMPS]>,
     context: Box<Context>,
     /// How often all were dropped.
@@ -93,8 +93,8 @@ impl Translator {
             stubs,
             stubs_end: used,
             sites: Vec::new(),
-            blocks: HashMap::new(),
-            pages: HashMap::new(),
+            blocks: FxHashMap::default(),
+            pages: FxHashMap::default(),
             jumps: jumps.try_into().ok().expect("the length is the array's"),
             context: Box::new(Context::new()),
             clears: 0,
@@ -210,16 +210,16 @@ impl Engine for Translator {
         self.context.flags = to_home(cpu.rflags());
         self.context.budget = budget;
         self.context.page = rip & !0xfff;
-        self.context.tlb = cpu.tlb_entries() as u64;
         self.context.jumps = self.jumps.as_ptr() as u64;
         self.context.context = cpu.code_context(rip);
         self.context.fs = cpu.data_base(Seg::FS);
         self.context.gs = cpu.data_base(Seg::GS);
-        self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
         self.context.rflags = cpu.rflags() & !Rflags::STATUS;
         self.context.may_cli = u64::from(u64::from(cpu.cpl()) <= cpu.rflags() >> 12 & 3);
         self.context.mxcsr = u64::from(*cpu.mxcsr_mut());
         let next = loop {
+            self.context.tlb = cpu.tlb_entries() as u64;
+            self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
             self.context.cpu = (&raw mut *cpu).cast();
             self.context.env = (&raw mut *env).cast();
             self.entries += 1;
@@ -323,7 +323,8 @@ fn is_canonical(linear: u64) -> bool {
 /// do the instruction. `access` is the size, with bit 16 set for a store.
 extern "sysv64" fn slow_access(context: *mut Context, linear: u64, access: u64) -> u64 {
     // SAFETY: called by translated code only, which `Translator::run` entered with pointers to the CPU and
-    // its environment that it has borrowed for as long as that code runs and does not use meanwhile.
+    // its environment that it has borrowed for as long as that code runs and does not use meanwhile. The
+    // guest's MXCSR is still loaded; nothing below computes in floating point.
     let (context, cpu, env) = unsafe {
         let context = &mut *context;
         let cpu = &mut *context.cpu.cast::<Cpu>();
