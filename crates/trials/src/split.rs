@@ -2,6 +2,7 @@
 //! never do, with real processes.
 
 use std::fs::File;
+use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
@@ -159,9 +160,10 @@ fn primary_stopped(_lab: &Lab, pair: &mut Pair<'_>) -> Result<Owner> {
     Ok(Owner::B)
 }
 
-/// A file of the guest that the old and the new owner write to, in place.
+/// A file of the guest, to whose block on the disk the old and the new owner write.
 const BLOCK: &str = "/block";
 const BLOCK_LEN: usize = 4096;
+const NOTHING: &str = "nothing-written-yet-----";
 const OLD: &str = "written-by-the-old-owner";
 const NEW: &str = "written-by-the-new-owner";
 
@@ -174,14 +176,20 @@ fn late_writes(lab: &Lab, mut config: PairConfig) -> Result<()> {
         Detour { disk: Some(to_disk.addr()), arbiter: Some(to_arbiter.addr()) };
     under_load(lab, config, |lab, pair| {
         let mut console = pair.console(Host::B).map_err(anyhow::Error::msg)?;
-        // Once before, so that the file has its place and nothing has to be read later.
-        console.type_line(&format!("{}; sync", write_block("nothing yet")))?;
+        // Once before, so that there is a place and nothing has to be read later.
+        console.type_line(&format!("{}; sync", write_block(NOTHING, BLOCK, 0)))?;
         answer(&mut console, "echo prepared")?;
+        let place = block_of(&pair.disk_image(), NOTHING)?;
+        // By the disk and not by the file, whose times are in the journal, which may wait for a write of
+        // Redis that is held as well.
+        let write = |what| write_block(what, "/dev/vda", place);
+        console.type_line(&write(NOTHING))?;
+        answer(&mut console, "echo rehearsed")?;
 
         for way in [Way::Up, Way::Down] {
             to_disk.hold(way, b"");
         }
-        console.type_line(&write_block(OLD))?;
+        console.type_line(&write(OLD))?;
         let mut in_flight = None;
         wait_until("a write of the old owner is on its way", || {
             let held = to_disk.held(Way::Up);
@@ -201,7 +209,7 @@ fn late_writes(lab: &Lab, mut config: PairConfig) -> Result<()> {
         })?;
         answer(&mut console, "echo went on")?;
         ensure!(read_at(&image, offset)? == OLD, "B has not carried out what A had begun");
-        console.type_line(&write_block(NEW))?;
+        console.type_line(&write(NEW))?;
         answer(&mut console, "echo written")?;
         ensure!(read_at(&image, offset)? == NEW, "the new owner's write is not on the disk");
 
@@ -222,9 +230,24 @@ fn late_writes(lab: &Lab, mut config: PairConfig) -> Result<()> {
     })
 }
 
-/// Has the guest's shell write `what` past its cache.
-fn write_block(what: &str) -> String {
-    format!("echo {what} | /bin/dd of={BLOCK} bs={BLOCK_LEN} conv=sync,notrunc oflag=direct")
+/// Has the guest's shell write `what` past its cache, as block number `place` of a file or disk.
+fn write_block(what: &str, to: &str, place: u64) -> String {
+    let how = format!("seek={place} conv=sync,notrunc oflag=direct");
+    format!("echo {what} | /bin/dd of={to} bs={BLOCK_LEN} {how}")
+}
+
+/// Which block of an image starts with `what`.
+fn block_of(image: &Path, what: &str) -> Result<u64> {
+    let mut file = BufReader::with_capacity(1 << 20, File::open(image)?);
+    let mut block = [0; BLOCK_LEN];
+    let mut place = 0;
+    loop {
+        file.read_exact(&mut block).with_context(|| format!("{what:?} is not on the disk"))?;
+        if block.starts_with(what.as_bytes()) {
+            return Ok(place);
+        }
+        place += 1;
+    }
 }
 
 /// Waits until the guest's shell has done everything that was typed.
