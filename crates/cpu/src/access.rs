@@ -751,7 +751,7 @@ fn top_slow<T: Word>(
 /// True if bits 47 to 63 are equal.
 #[inline]
 #[must_use]
-pub(crate) fn is_canonical(linear: u64) -> bool {
+pub fn is_canonical(linear: u64) -> bool {
     (linear as i64) << 16 >> 16 == linear as i64
 }
 

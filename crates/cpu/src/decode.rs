@@ -9,7 +9,7 @@ use crate::state::Seg;
 use crate::{Cpu, Env, Op};
 
 /// The longest instruction.
-pub(crate) const INSTRUCTION_BYTES_MAX: usize = 15;
+pub const INSTRUCTION_BYTES_MAX: usize = 15;
 
 /// A CPU without BMI1, LZCNT, CET and MPX runs their encodings as what they were before.
 pub const DECODER_OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC

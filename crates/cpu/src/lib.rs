@@ -30,9 +30,10 @@ mod word;
 mod x87;
 mod xsave;
 
+pub use access::is_canonical;
 pub use bus::{Bus, NoBus};
 pub use cpu::{Cpu, CpuStats};
-pub use decode::DECODER_OPTIONS;
+pub use decode::{DECODER_OPTIONS, INSTRUCTION_BYTES_MAX};
 pub use engine::{CodePlace, Engine, Next};
 pub use flags::Flags;
 pub use op::{Env, Fault, Handler, Op};

@@ -31,8 +31,6 @@ const SSE_ON: u32 = 1 << 6;
 pub(crate) enum Kind {
     /// The host's own instruction, on other registers.
     Copy,
-    /// A copy that also has to keep the flags it leaves alone.
-    CopyKeepingFlags,
     /// A shift by CL: writes no flags if CL is 0.
     ShiftByCl,
     /// Nothing to do.
@@ -205,7 +203,7 @@ fn understand(
         Kind::DivWide { .. } => writes = 0,
         Kind::BitScan => writes = RflagsBits::ZF,
         Kind::ShiftByCl => (reads, writes) = (0, 0),
-        Kind::CopyKeepingFlags => match ins.mnemonic() {
+        Kind::Copy => match ins.mnemonic() {
             Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => writes = RflagsBits::CF,
             _ => {}
         },
@@ -282,17 +280,15 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         | Mnemonic::Crc32 => Some(Kind::Copy),
         Mnemonic::Xchg if has_memory_operand(ins) => Some(Kind::Exchange),
         Mnemonic::Xchg => Some(Kind::Copy),
-        Mnemonic::Mov => is_plain_mov(ins).then_some(Kind::Copy),
+        Mnemonic::Mov => Some(Kind::Copy),
         Mnemonic::Bswap => (ins.op0_register().size() != 2).then_some(Kind::Copy),
-        Mnemonic::Inc | Mnemonic::Dec => Some(Kind::CopyKeepingFlags),
+        Mnemonic::Inc | Mnemonic::Dec => Some(Kind::Copy),
         Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar => shift(),
         Mnemonic::Rol | Mnemonic::Ror => match ins.op1_kind() {
             OpKind::Register => None,
-            _ => shifts_within(ins).then_some(Kind::CopyKeepingFlags),
+            _ => shifts_within(ins).then_some(Kind::Copy),
         },
-        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => {
-            by_memory_bits(Kind::CopyKeepingFlags)
-        }
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => by_memory_bits(Kind::Copy),
         Mnemonic::Bsf | Mnemonic::Bsr => Some(Kind::BitScan),
         Mnemonic::Lea => Some(Kind::Lea),
         Mnemonic::Imul if ins.op_count() > 1 => Some(Kind::ImulTo),
@@ -429,10 +425,6 @@ fn takes_high_bytes(ins: &Instruction) -> bool {
             | Mnemonic::Or
             | Mnemonic::Xor
     )
-}
-
-fn is_plain_mov(ins: &Instruction) -> bool {
-    ins.op_kinds().all(|kind| !matches!(kind, OpKind::FarBranch16 | OpKind::FarBranch32))
 }
 
 /// SSE to SSE4.2 that the host does as the manual defines, without MMX registers.

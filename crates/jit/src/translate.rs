@@ -77,6 +77,14 @@ enum FlagState {
     Dead,
 }
 
+/// Offset of the host address in an entry of `Cpu::tlb_entries`.
+const TLB_HOST: i32 = 24;
+
+/// Offset of the tag that allows an access, in the same.
+fn tlb_tag(access: Access) -> i32 {
+    if access.write { 8 } else { 0 }
+}
+
 /// The registers that hold what has no other place, in the order in which they are taken.
 const SCRATCHES: [u8; 2] = [T, S];
 
@@ -190,8 +198,7 @@ impl<'a> Gen<'a> {
         match cold {
             Cold::Slow { hole, back, access, flags, site } => {
                 self.e.fill(hole);
-                let tag = if access.write { 8 } else { 0 };
-                self.e.alu_mem(Alu::Add, S, T, tag);
+                self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
                 self.e.mov_imm32(T, access.bytes | u32::from(access.write) << 16);
                 self.e.call_to(self.stubs.slow);
                 self.e.test(S, S);
@@ -456,7 +463,6 @@ impl<'a> Gen<'a> {
 
     /// S = host address for an access at the linear address in S by instruction `index`. Uses T and RFLAGS.
     fn check(&mut self, index: usize, access: Access) {
-        let tag = if access.write { 8 } else { 0 };
         self.native = false;
         if access.aligned {
             self.e.test_imm_sized(1, S, 15);
@@ -469,10 +475,10 @@ impl<'a> Gen<'a> {
         self.e.alu_imm(Alu::And, T, 0xff000);
         self.e.shift(5, T, 7);
         self.e.alu_mem(Alu::Add, T, reg::RSP, slot::TLB);
-        self.e.alu_mem(Alu::Sub, S, T, tag);
+        self.e.alu_mem(Alu::Sub, S, T, tlb_tag(access));
         self.e.alu_imm(Alu::Cmp, S, 4096 - access.bytes as i32);
         let hole = self.e.jcc(cc::A);
-        self.e.alu_mem(Alu::Add, S, T, 24);
+        self.e.alu_mem(Alu::Add, S, T, TLB_HOST);
         let back = self.e.here();
         let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
         self.cold.push(Cold::Slow { hole, back, access, flags: self.flags, site });
@@ -499,28 +505,15 @@ impl<'a> Gen<'a> {
         let insn = &self.trace.insns[index];
         let ins = insn.ins;
         match insn.kind {
-            Kind::Nop | Kind::Jmp
-                if index + 1 < self.trace.insns.len() || self.trace.end != End::Branch => {}
             Kind::Nop => {}
             Kind::Jmp => {
-                self.settle_flags();
-                self.branch_to(ins.near_branch64(), insn.at);
+                // A jump within the page was followed by the trace.
+                if page_place(ins.near_branch64()).is_none() {
+                    self.settle_flags();
+                    self.branch_to(ins.near_branch64(), insn.at);
+                }
             }
             Kind::Copy => self.copy(index),
-            Kind::CopyKeepingFlags => {
-                self.operand(index);
-                if insn.live & insn.writes != 0 {
-                    self.want_flags(insn.live & !insn.writes);
-                }
-                let full = insn.live & !insn.writes != 0 && insn.live & insn.writes != 0;
-                let native = self.native;
-                self.encode(index);
-                // Only the carry was fetched: the others are those of the instruction, none is missing.
-                debug_assert!(
-                    !full || native || insn.live & !insn.writes == x86::iced::RflagsBits::CF
-                );
-                self.note_flags(index, false);
-            }
             Kind::ShiftByCl => self.shift_by_cl(index),
             Kind::ImulTo => self.imul_to(index),
             Kind::MulWide { signed } => self.mul_wide(index, signed),
@@ -693,7 +686,9 @@ impl<'a> Gen<'a> {
     fn copy(&mut self, index: usize) {
         self.operand(index);
         let insn = &self.trace.insns[index];
-        self.want_flags(insn.reads);
+        // Those that it leaves alone are saved together with those that it writes.
+        let kept = if insn.live & insn.writes == 0 { 0 } else { insn.live & !insn.writes };
+        self.want_flags(insn.reads | kept);
         let high = self.encode(index);
         if insn.writes != 0 {
             let with_af =
@@ -880,14 +875,7 @@ impl<'a> Gen<'a> {
         self.e.mov(reg::RAX, reg::R8);
         self.encode(index);
         self.e.mov(reg::R8, reg::RAX);
-        if self.trace.insns[index].live == 0 {
-            self.flags = FlagState::Dead;
-            self.native = false;
-        } else {
-            self.e.save_flags();
-            self.flags = FlagState::Home;
-            self.native = true;
-        }
+        self.note_flags(index, false);
     }
 
     /// XCHG with memory. The host's own would lock the bus, which nobody else is on.

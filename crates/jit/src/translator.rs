@@ -2,7 +2,7 @@
 
 use std::io;
 
-use cpu::{CodePlace, Cpu, Engine, Env, Next, Seg};
+use cpu::{CodePlace, Cpu, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, is_canonical};
 use mem::{GuestMem, WatchedWrite};
 use rustc_hash::FxHashMap;
 use x86::Rflags;
@@ -155,7 +155,7 @@ impl Translator {
         }
         if let End::Unknown(at) = trace.end {
             // What these bytes mean may depend on all that an instruction can have.
-            cpu.note_code(mem, page, usize::from(at), usize::from(at) + 15);
+            cpu.note_code(mem, page, usize::from(at), usize::from(at) + INSTRUCTION_BYTES_MAX);
         }
         self.blocks.insert(key, offset as u32);
         self.pages.entry(page).or_default().push((start, place.meaning));
@@ -200,24 +200,36 @@ impl Engine for Translator {
             self.clear();
             self.generation = cpu.code_generation();
         }
-        let mut rip = cpu.rip();
-        let Some(mut code) = self.find(cpu, env.mem, rip) else { return Next::Block };
-        if cpu.has_attention() {
-            return Next::Again;
-        }
         let budget = budget.min(BUDGET_MAX);
         self.context.gpr = *cpu.gprs_mut();
         self.context.flags = to_home(cpu.rflags());
         self.context.budget = budget;
-        self.context.page = rip & !0xfff;
         self.context.jumps = self.jumps.as_ptr() as u64;
-        self.context.context = cpu.code_context(rip);
         self.context.fs = cpu.data_base(Seg::FS);
         self.context.gs = cpu.data_base(Seg::GS);
         self.context.rflags = cpu.rflags() & !Rflags::STATUS;
         self.context.may_cli = u64::from(u64::from(cpu.cpl()) <= cpu.rflags() >> 12 & 3);
         self.context.mxcsr = u64::from(*cpu.mxcsr_mut());
+        let mut rip = cpu.rip();
+        // The jump that led here and can be made to lead on without leaving.
+        let mut patch = None;
         let next = loop {
+            // Looking for the next code may set Accessed, so its instruction has to be within the budget.
+            if self.context.budget == 0 {
+                break Next::Again;
+            }
+            let clears = self.clears;
+            let Some(code) = self.find(cpu, env.mem, rip) else { break Next::Block };
+            if cpu.has_attention() {
+                break Next::Again;
+            }
+            if let Some(at) = patch.take()
+                && clears == self.clears
+            {
+                self.link(at, code);
+            }
+            self.context.page = rip & !0xfff;
+            self.context.context = cpu.code_context(rip);
             self.context.tlb = cpu.tlb_entries() as u64;
             self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
             self.context.cpu = (&raw mut *cpu).cast();
@@ -227,8 +239,7 @@ impl Engine for Translator {
             let site = self.sites[self.context.site as usize];
             self.context.budget += u64::from(site.undo);
             let page = self.context.page;
-            rip = page + u64::from(site.at);
-            let mut patch = None;
+            rip = page.wrapping_add(u64::from(site.at));
             match site.exit {
                 Exit::Interpret => break Next::Instruction,
                 Exit::Budget => break Next::Block,
@@ -255,23 +266,6 @@ impl Engine for Translator {
                     rip = self.context.target;
                 }
             }
-            // Looking for the next code may set Accessed, so its instruction has to be within the budget.
-            if self.context.budget == 0 {
-                break Next::Again;
-            }
-            let clears = self.clears;
-            let Some(found) = self.find(cpu, env.mem, rip) else { break Next::Block };
-            if cpu.has_attention() {
-                break Next::Again;
-            }
-            if let Some(at) = patch
-                && clears == self.clears
-            {
-                self.link(at, found);
-            }
-            code = found;
-            self.context.page = rip & !0xfff;
-            self.context.context = cpu.code_context(rip);
         };
         *cpu.gprs_mut() = self.context.gpr;
         *cpu.mxcsr_mut() = self.context.mxcsr as u32;
@@ -313,10 +307,6 @@ fn to_home(rflags: u64) -> u64 {
 
 fn from_home(home: u64) -> u64 {
     home >> 8 & 0xff | (home & 1) << 11
-}
-
-fn is_canonical(linear: u64) -> bool {
-    (linear as i64) << 16 >> 16 == linear as i64
 }
 
 /// The slow path of an access: a linear address in, a host address out, or 0 if the interpreter has to
