@@ -89,6 +89,24 @@ fn power_off_ends_with_success_and_a_reset_reboots_unless_told_otherwise() {
     assert_eq!(vm.output(), "hello\nR");
 }
 
+/// Replays a log with these flags besides; it has to end as the run did whose summary is "recorded". Gives
+/// what the guest said, and both summaries.
+fn replay_like_the_run(
+    folder: &Folder,
+    log: &str,
+    flags: &[&str],
+) -> (String, serde_json::Value, serde_json::Value) {
+    let summary = folder.path("replayed");
+    let args = ["replay", log, "--json-to", &summary];
+    let (code, output, errors) = finish(&[&args[..], flags].concat());
+    assert_eq!(code, 0, "{errors}");
+    let (recorded, replayed) = (folder.json("recorded"), folder.json("replayed"));
+    for equal in ["digest", "instructions"] {
+        assert_eq!(recorded[equal], replayed[equal], "{flags:?}");
+    }
+    (output, recorded, replayed)
+}
+
 /// A triple fault at the first instruction, for ever, and a reset that takes a while each time.
 #[test]
 fn a_guest_that_faults_for_ever_is_recorded_and_stopped_at_once() {
@@ -96,7 +114,7 @@ fn a_guest_that_faults_for_ever_is_recorded_and_stopped_at_once() {
     let kernel = folder.file("kernel", &common::multiboot_kernel(&[0x0f, 0x0b])); // ud2, without an IDT
     let initrd = folder.file("initrd", &vec![1; 32 << 20]);
     let (run_dir, log) = (folder.path("run"), folder.path("log"));
-    let (recorded, replayed) = (folder.path("recorded"), folder.path("replayed"));
+    let recorded = folder.path("recorded");
     let mut vm = Process::start(lockstep(&[
         "run",
         "--name",
@@ -119,11 +137,7 @@ fn a_guest_that_faults_for_ever_is_recorded_and_stopped_at_once() {
     });
     vm.signal("TERM");
     assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
-    let (code, _, errors) = finish(&["replay", &log, "--json-to", &replayed]);
-    assert_eq!(code, 0, "{errors}");
-    let (recorded, replayed) = (folder.json("recorded"), folder.json("replayed"));
-    assert_eq!(recorded["digest"], replayed["digest"]);
-    assert_eq!(recorded["instructions"], replayed["instructions"]);
+    replay_like_the_run(&folder, &log, &[]);
 }
 
 /// behaviours 13, 26
@@ -131,7 +145,7 @@ fn a_guest_that_faults_for_ever_is_recorded_and_stopped_at_once() {
 fn a_recording_is_private_and_replays_to_the_same_digest() {
     let folder = Folder::new("record");
     let (kernel, run_dir, log) = (kernel(&folder), folder.path("run"), folder.path("log"));
-    let (recorded, replayed) = (folder.path("recorded"), folder.path("replayed"));
+    let recorded = folder.path("recorded");
     let mut vm = Process::with_stdin(&[
         "run",
         "--kernel",
@@ -150,11 +164,8 @@ fn a_recording_is_private_and_replays_to_the_same_digest() {
     assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
     // The recording is whole: nothing of the run is needed any more.
     fs::remove_file(&kernel).unwrap();
-    let (code, output, errors) = finish(&["replay", &log, "--console", "--json-to", &replayed]);
-    assert_eq!((code, output.as_str()), (0, "hello\nsecret P"), "{errors}");
-    let (recorded, replayed) = (folder.json("recorded"), folder.json("replayed"));
-    assert_eq!(recorded["digest"], replayed["digest"]);
-    assert_eq!(recorded["instructions"], replayed["instructions"]);
+    let (output, _, replayed) = replay_like_the_run(&folder, &log, &["--console"]);
+    assert_eq!(output, "hello\nsecret P");
     assert!(replayed["digests_compared"].as_u64().unwrap() >= 1);
 }
 
@@ -403,7 +414,7 @@ fn engines_replay_each_others_recordings_and_say_what_they_did() {
     let engines = ["interpreter", "translator"];
     for [recorder, replayer] in [engines, [engines[1], engines[0]]] {
         let log = folder.path(&format!("log-{recorder}"));
-        let (recorded, replayed) = (folder.path("recorded"), folder.path("replayed"));
+        let recorded = folder.path("recorded");
         let mut vm = Process::with_stdin(&[
             "run",
             "--kernel",
@@ -422,11 +433,7 @@ fn engines_replay_each_others_recordings_and_say_what_they_did() {
         vm.type_bytes(b"P");
         assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
         assert!(vm.errors().contains("tlb flushes"), "{}", vm.errors());
-        let args = ["replay", &log, "--json-to", &replayed, "--engine", replayer];
-        let (code, _, errors) = finish(&args);
-        assert_eq!(code, 0, "{errors}");
-        let (recorded, replayed) = (folder.json("recorded"), folder.json("replayed"));
-        assert_eq!(recorded["digest"], replayed["digest"]);
+        let (_, recorded, replayed) = replay_like_the_run(&folder, &log, &["--engine", replayer]);
         assert_eq!(
             (&recorded["engine"], &replayed["engine"]),
             (&recorder.into(), &replayer.into())
@@ -463,14 +470,9 @@ fn a_boot_that_one_engine_recorded_the_other_replays_and_both_compare_equal() {
         vm.signal("TERM");
         assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
 
-        let replayed = path("replayed");
-        let args = ["replay", &log, "--console", "--json-to", &replayed, "--engine", replayer];
-        let (code, console, errors) = finish(&args);
-        assert_eq!((code, console), (0, vm.output()), "{errors}");
-        let (recorded, replayed) = (folder.json("recorded"), folder.json("replayed"));
-        for equal in ["digest", "instructions"] {
-            assert_eq!(recorded[equal], replayed[equal], "{recorder} to {replayer}");
-        }
+        let flags = ["--console", "--engine", replayer];
+        let (console, recorded, replayed) = replay_like_the_run(&folder, &log, &flags);
+        assert_eq!(console, vm.output());
         assert_eq!(
             (&recorded["engine"], &replayed["engine"]),
             (&recorder.into(), &replayer.into())

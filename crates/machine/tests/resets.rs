@@ -4,22 +4,13 @@ use base::Icount;
 use machine::event::Output;
 use machine::{BootPayload, ClockMode, Machine, MachineConfig, Stop};
 
-const LOAD_AT: u32 = 0x10_0000;
-
-/// A machine whose Multiboot kernel is nothing but `code`.
 fn machine(code: &[u8]) -> Machine {
-    let (magic, flags, start) = (0x1bad_b002u32, 1u32 << 16, LOAD_AT + 32);
-    let end = start + code.len() as u32;
-    let checksum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
-    let header = [magic, flags, checksum, LOAD_AT, LOAD_AT, end, end, start];
-    let mut kernel: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
-    kernel.extend(code);
     let config = MachineConfig {
         clock: ClockMode::Virtual,
         reboots: true,
         ..MachineConfig::for_test(2 << 20)
     };
-    Machine::new(config, BootPayload { kernel, initrd: None, cmdline: String::new() }).unwrap()
+    Machine::new(config, BootPayload::for_test(code)).unwrap()
 }
 
 #[test]

@@ -17,16 +17,9 @@ fn machine() -> Machine {
         0x66, 0xba, 0xf9, 0x0c,             // mov dx, 0xcf9
         0xb0, 0x06, 0xee,                   // mov al, 6; out dx, al
     ];
-    const LOAD_AT: u32 = 0x10_0000;
-    let (magic, flags, start) = (0x1bad_b002u32, 1u32 << 16, LOAD_AT + 32);
-    let end = start + CODE.len() as u32;
-    let checksum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
-    let header = [magic, flags, checksum, LOAD_AT, LOAD_AT, end, end, start];
-    let mut kernel: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
-    kernel.extend(CODE);
     let config =
         MachineConfig { clock: ClockMode::Real, reboots: true, ..MachineConfig::for_test(2 << 20) };
-    Machine::new(config, BootPayload { kernel, initrd: None, cmdline: String::new() }).unwrap()
+    Machine::new(config, BootPayload::for_test(CODE)).unwrap()
 }
 
 /// Inputs come where a slice ends, so most of them at a reset. The follower gives its caller a turn at

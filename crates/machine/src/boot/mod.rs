@@ -26,6 +26,23 @@ pub struct BootPayload {
     pub cmdline: String,
 }
 
+impl BootPayload {
+    /// A Multiboot kernel at 1 MiB that is nothing but `code`, entered in 32-bit protected mode; for tests.
+    #[must_use]
+    pub fn for_test(code: &[u8]) -> BootPayload {
+        const LOAD_AT: u32 = 0x10_0000;
+        const HAS_ADDRESSES: u32 = 1 << 16;
+        let start = LOAD_AT + 32;
+        let end = start + code.len() as u32;
+        let magic = multiboot::HEADER_MAGIC;
+        let checksum = 0u32.wrapping_sub(magic).wrapping_sub(HAS_ADDRESSES);
+        let header = [magic, HAS_ADDRESSES, checksum, LOAD_AT, LOAD_AT, end, end, start];
+        let mut kernel: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+        kernel.extend(code);
+        BootPayload { kernel, initrd: None, cmdline: String::new() }
+    }
+}
+
 /// Tables that the board hands to the kernel.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BoardTables {

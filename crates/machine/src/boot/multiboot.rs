@@ -8,7 +8,7 @@ use super::{
     put_cmdline, u32_at, zero,
 };
 
-const HEADER_MAGIC: u32 = 0x1bad_b002;
+pub(super) const HEADER_MAGIC: u32 = 0x1bad_b002;
 const LOADER_MAGIC: u32 = 0x2bad_b002;
 /// The header lies in the first 8 KiB, on a multiple of 4.
 const SEARCH_BYTES: usize = 8192;
