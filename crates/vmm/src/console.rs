@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use host::Wake;
 
@@ -110,6 +111,16 @@ impl ConsoleHub {
     /// Ends what [`ConsoleHub::watch`] began.
     pub fn unwatch(&self, wake: &Arc<Wake>) {
         self.lock().watchers.retain(|watcher| !Arc::ptr_eq(watcher, wake));
+        self.changed.notify_all();
+    }
+
+    /// Waits until everybody who watches a closed console has been told so, but no longer than `patience`:
+    /// what follows may be the end of the process.
+    pub fn wait_for_watchers(&self, patience: Duration) {
+        let wait = self
+            .changed
+            .wait_timeout_while(self.lock(), patience, |inner| !inner.watchers.is_empty());
+        drop(wait);
     }
 
     /// Says that nothing will come any more.
@@ -210,5 +221,25 @@ mod tests {
         hub.copy_to(&mut copied).unwrap();
         assert!(copied == all);
         assert!(!hub.is_full());
+    }
+
+    #[test]
+    fn who_watches_a_console_is_waited_for_but_not_for_ever() {
+        let hub = Arc::new(ConsoleHub::default());
+        let [slow, stuck] = [(), ()].map(|()| Arc::new(Wake::new().unwrap()));
+        hub.watch(slow.clone());
+        hub.close(ConsoleEnd::Off);
+        let (told, is_told) = std::sync::mpsc::channel();
+        let watched = hub.clone();
+        let watcher = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            told.send(()).unwrap();
+            watched.unwatch(&slow);
+        });
+        hub.wait_for_watchers(Duration::from_secs(60));
+        is_told.try_recv().expect("it was told before the wait was over");
+        watcher.join().unwrap();
+        hub.watch(stuck);
+        hub.wait_for_watchers(Duration::from_millis(1));
     }
 }

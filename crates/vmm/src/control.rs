@@ -188,9 +188,11 @@ pub(crate) fn serve(mut conn: Conn, mut read: Vec<u8>, handler: &dyn Handler) {
         let _ = serve_console(&mut conn, read, from, &hub, &wake, &mut |bytes| {
             handler.typed(console, bytes)
         }); // a client that is gone needs no answer
+        let _ = drain(&mut conn, &wake); // likewise
         hub.unwatch(&wake);
+    } else {
+        let _ = drain(&mut conn, &wake); // likewise
     }
-    let _ = drain(&mut conn, &wake); // likewise
 }
 
 fn serve_console(

@@ -51,6 +51,8 @@ const ANNOUNCE_AFTER: [Nanos; 4] =
     [Nanos(0), Nanos(100_000_000), Nanos(400_000_000), Nanos(1_500_000_000)];
 /// One look at the arbiter takes no longer.
 const ARBITER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Clients of a console that ends are told so within this time, or are not waited for.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
 /// News from another thread.
 #[derive(Debug)]
@@ -891,6 +893,7 @@ impl Shell {
         );
         let why = if is_off { ConsoleEnd::Off } else { ConsoleEnd::Moved };
         hubs.iter().for_each(|hub| hub.close(why));
+        hubs.iter().for_each(|hub| hub.wait_for_watchers(FAREWELL_MAX));
         Outcome { ended, totals, lived }
     }
 
