@@ -12,7 +12,7 @@ use ft::{Timing, TimingError};
 use machine::{ClockMode, Off};
 use serde::Deserialize;
 use serde_json::json;
-use vmm::config::{DiskSpec, NetSpec, Protection, RunConfig, check_name};
+use vmm::config::{Compare, DiskSpec, NetSpec, Protection, RunConfig, check_name};
 use vmm::key::Security;
 use vmm::run::RunReport;
 use vmm::{Ended, Totals};
@@ -78,6 +78,14 @@ struct RunOptions {
     /// Record the run to FILE, for `lockstep replay`. It will hold the guest's secrets.
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Run the guest on the interpreter and on the translator at once, whatever --engine says, and compare all
+    /// their state after slices of random length. The run ends where they differ, with a report.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    compare: Option<bool>,
+    /// With --compare, the most steps between two comparisons: 1 compares after each instruction, some tens
+    /// after about every block. Needs --clock virtual to be of use. [default: about a millisecond]
+    #[arg(long, value_name = "STEPS")]
+    compare_every: Option<u64>,
     /// Give the guest QEMU's debug-exit port (0xf4): a byte n written there ends the run with exit
     /// status 2 n + 1.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
@@ -157,7 +165,7 @@ pub(crate) fn finish(
             Exit::Lost
         }
         Ended::Halted(ft::Halted::PoweredOff) => Exit::Done,
-        Ended::Halted(ft::Halted::Diverged(_)) => Exit::Diverged,
+        Ended::Halted(ft::Halted::Diverged(_)) | Ended::Different(_) => Exit::Diverged,
         Ended::Halted(_) | Ended::RecordingFailed(_) | Ended::Broken => Exit::Failed,
     };
     if let Some(path) = json_to {
@@ -165,6 +173,9 @@ pub(crate) fn finish(
     }
     if let Some(totals) = &report.totals {
         engine.tell(totals);
+        if totals.comparisons > 0 {
+            log::info!("two engines compared {} times, always equal", totals.comparisons);
+        }
     }
     if !matches!(exit, Exit::Done | Exit::Guest(_)) {
         log::error!("{}", report.ended);
@@ -184,6 +195,7 @@ fn write_summary(path: &Path, report: &RunReport, exit: Exit) -> Result<()> {
         "guest_seconds": totals.map(|totals| Duration::from_nanos(totals.guest_ns).as_secs_f64()),
         "digest": totals.map(|totals| totals.digest.to_string()),
         "engine": totals.map(engine_name),
+        "engines_compared": totals.map(|totals| totals.comparisons),
         "counts": totals.map(counts),
     });
     write_json(path, &summary)
@@ -237,6 +249,8 @@ fn merge(args: RunArgs) -> Result<RunOptions> {
         clock: flags.clock.or(file.clock),
         seed: flags.seed.or(file.seed),
         record: flags.record.or(file.record),
+        compare: flags.compare.or(file.compare),
+        compare_every: flags.compare_every.or(file.compare_every),
         debug_exit: flags.debug_exit.or(file.debug_exit),
         no_reboot: flags.no_reboot.or(file.no_reboot),
         json_to: flags.json_to.or(file.json_to),
@@ -324,6 +338,7 @@ fn check(options: RunOptions) -> Result<RunConfig> {
     if options.seed.is_some() && clock == ClockMode::Real {
         return Err(usage("--seed is for --clock virtual; on the real clock no run repeats"));
     }
+    let compare = comparison(&options)?;
     let protection = protection(&options, &disks, clock)?;
     let security = match options.site.security()? {
         Some(security) => security,
@@ -348,9 +363,22 @@ fn check(options: RunOptions) -> Result<RunConfig> {
         debug_exit: options.debug_exit == Some(true),
         no_reboot: options.no_reboot == Some(true),
         engine: options.engine.kind(),
+        compare,
         protection,
         site,
     })
+}
+
+fn comparison(options: &RunOptions) -> Result<Option<Compare>> {
+    let is_on = options.compare == Some(true);
+    if is_on && !options.backup.is_empty() {
+        return Err(usage("--compare is for a VM alone: a backup is a comparison of its own"));
+    }
+    match options.compare_every {
+        Some(_) if !is_on => Err(usage("--compare-every is for --compare")),
+        Some(0) => Err(usage("--compare-every 0: a comparison comes after at least one step")),
+        every => Ok(is_on.then_some(Compare { every: every.unwrap_or(u64::MAX) })),
+    }
 }
 
 fn protection(
@@ -450,6 +478,12 @@ mod tests {
             (&["--kernel", "k", "--backup", "b:1", "--arbiter", "a:1"], "--key"),
             (&["--kernel", "k", "--arbiter", "a"], "HOST:PORT"),
             (&["--kernel", "k", "--net", "user"], "network"),
+            (&["--kernel", "k", "--compare-every", "1"], "--compare"),
+            (&["--kernel", "k", "--compare", "--compare-every", "0"], "at least one step"),
+            (
+                &["--kernel", "k", "--compare", "--backup", "b:1", "--arbiter", "a:1"],
+                "for a VM alone",
+            ),
             (&["--kernel", "k", "--name", "../x"], "name"),
             (&["--kernel", "k", "--detection-ms", "5", "--arbiter", "a:1"], "100 ms"),
             (

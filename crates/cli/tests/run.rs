@@ -483,6 +483,62 @@ fn a_boot_that_one_engine_recorded_the_other_replays_and_both_compare_equal() {
     assert!(errors.contains("always equal"), "{errors}");
 }
 
+/// The guest gets its keys on both sides, at any distance of comparisons and on either clock; and what it was
+/// given is in the recording.
+#[test]
+fn a_live_guest_may_run_on_both_engines_which_are_compared() {
+    if let Err(why) = engines::EngineKind::Translator.make() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let folder = Folder::new("compare");
+    let (kernel, run_dir) = (kernel(&folder), folder.path("run"));
+    let (log, recorded) = (folder.path("log"), folder.path("recorded"));
+    for flags in [&[][..], &["--compare-every", "100", "--clock", "virtual"]] {
+        let args = ["run", "--kernel", &kernel, "--run-dir", &run_dir, "--compare"];
+        let files = ["--record", &log, "--json-to", &recorded];
+        let mut vm = Process::with_stdin(&[&args[..], &files, flags].concat());
+        vm.wait_for_output("hello\n");
+        for (word, answer) in [("abc", "abc"), ("R", "Rhello\n"), ("def", "def")] {
+            vm.type_bytes(word.as_bytes());
+            vm.wait_for_output(answer);
+        }
+        vm.type_bytes(b"P");
+        assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+        assert!(vm.errors().contains("always equal"), "{}", vm.errors());
+        let (console, summary, _) = replay_like_the_run(&folder, &log, &["--console"]);
+        assert_eq!(console, vm.output());
+        let compared = summary["engines_compared"].as_u64().unwrap();
+        assert!(compared > 10, "{compared} comparisons");
+        if !flags.is_empty() {
+            assert!(compared * 100 >= summary["instructions"].as_u64().unwrap(), "{summary}");
+        }
+    }
+}
+
+#[test]
+fn a_live_boot_on_both_engines_is_equal_at_every_comparison() {
+    if let Err(why) = engines::EngineKind::Translator.make() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let images = std::env::var_os("LOCKSTEP_IMAGES")
+        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
+    let image = std::path::Path::new(&images).join("bare/vm.toml");
+    let folder = Folder::new("compare-boot");
+    let (run_dir, json) = (folder.path("run"), folder.path("json"));
+    let args = ["run", image.to_str().unwrap(), "--run-dir", &run_dir, "--json-to", &json];
+    let append = "console=ttyS0 mitigations=off earlyprintk=ttyS0";
+    let mut vm =
+        Process::start(lockstep(&[&args[..], &["--compare", "--append", append]].concat()));
+    vm.wait_for_output("Calibrating delay loop");
+    vm.signal("TERM");
+    assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
+    let summary = folder.json("json");
+    assert!(summary["engines_compared"].as_u64() > Some(100), "{summary}");
+    assert!(summary["counts"]["engine_steps"].as_u64() > Some(1_000_000), "{summary}");
+}
+
 #[test]
 fn the_environment_may_choose_the_engine_and_an_unknown_one_is_refused() {
     let folder = Folder::new("engine-env");

@@ -64,8 +64,8 @@ impl EngineKind {
     pub fn make(self) -> Result<Option<BoxedEngine>, Unavailable> {
         match (self, AUTO) {
             (EngineKind::Interpreter, _) | (EngineKind::Auto, EngineKind::Interpreter) => Ok(None),
-            (EngineKind::Translator, _) => translator().map(Some),
-            (EngineKind::Auto, _) => Ok(translator().inspect_err(warn_once).ok()),
+            (EngineKind::Translator, _) => translator(usize::MAX).map(Some),
+            (EngineKind::Auto, _) => Ok(translator(usize::MAX).inspect_err(warn_once).ok()),
         }
     }
 }
@@ -103,13 +103,24 @@ pub enum Unavailable {
     NotPossible(#[from] jit::NotPossible),
 }
 
+/// A translator whose translations hold at most `most` instructions: one that is given few steps at a time,
+/// because its state is looked at after each few, would never run a longer one.
+///
+/// # Errors
+/// [`Unavailable`] if it cannot be had.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn translator() -> Result<BoxedEngine, Unavailable> {
-    Ok(Box::new(jit::Translator::new()?))
+pub fn translator(most: usize) -> Result<BoxedEngine, Unavailable> {
+    let mut translator = jit::Translator::new()?;
+    translator.limit_traces(most);
+    Ok(Box::new(translator))
 }
 
+/// A translator.
+///
+/// # Errors
+/// Always: it is for another host.
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-fn translator() -> Result<BoxedEngine, Unavailable> {
+pub fn translator(_: usize) -> Result<BoxedEngine, Unavailable> {
     Err(Unavailable::Host)
 }
 

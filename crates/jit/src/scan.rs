@@ -114,13 +114,13 @@ pub(crate) struct Trace {
     pub(crate) end: End,
 }
 
-/// Reads the trace that starts at `start` on a page.
-pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32) -> Trace {
+/// Reads the trace of at most `most` instructions that starts at `start` on a page.
+pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> Trace {
     let mut info = InstructionInfoFactory::new();
     let mut insns: Vec<Insn> = Vec::new();
     let mut at = start;
     let end = loop {
-        if at == 4096 || insns.len() == TRACE_MAX || insns.iter().any(|insn| insn.at == at) {
+        if at == 4096 || insns.len() == most || insns.iter().any(|insn| insn.at == at) {
             break End::At(at);
         }
         let bytes = &page[usize::from(at)..];

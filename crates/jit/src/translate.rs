@@ -1155,7 +1155,7 @@ mod tests {
         let mut emitter = Emitter::new(0x10_0000);
         let stubs = emit_stubs(&mut emitter, 0);
         let one = |start: u16| {
-            let trace = scan(page, start, MEANING);
+            let trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
             Gen::new(&trace, start, stubs, &mut Vec::new(), 0x20_0000, 0x10_0000).run().len()
         };
         (0..4096).map(one).max().expect("there are offsets")

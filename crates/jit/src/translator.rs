@@ -11,7 +11,7 @@ use crate::cache::CodeMemory;
 use crate::emit::Emitter;
 use crate::frame::{Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
 use crate::probe::host_agrees;
-use crate::scan::{End, scan};
+use crate::scan::{End, TRACE_MAX, scan};
 use crate::translate::{Exit, Gen, Site};
 
 /// Host code that is held before everything is dropped.
@@ -58,6 +58,8 @@ pub struct Translator {
     links: u64,
     /// `Cpu::code_generation` that the translations belong to.
     generation: u64,
+    /// Longest trace, in instructions.
+    trace_max: usize,
 }
 
 // SAFETY: the pointers in the context are set and used only inside `run`, which holds the references that
@@ -103,7 +105,14 @@ impl Translator {
             entries: 0,
             links: 0,
             generation: 0,
+            trace_max: TRACE_MAX,
         })
+    }
+
+    /// Has translations of at most `most` instructions made from now on, so that the engine works where it is
+    /// given few steps at a time.
+    pub fn limit_traces(&mut self, most: usize) {
+        self.trace_max = most.clamp(1, TRACE_MAX);
     }
 
     /// Drops every translation.
@@ -141,7 +150,7 @@ impl Translator {
         }
         let page = place.ram.page();
         let start = (place.ram.0 & 0xfff) as u16;
-        let trace = scan(mem.page(page), start, place.meaning);
+        let trace = scan(mem.page(page), start, place.meaning, self.trace_max);
         let offset = self.used;
         let base = self.memory.base() + offset as u64;
         let bytes = Gen::new(&trace, start, self.stubs, &mut self.sites, base, offset as u32).run();

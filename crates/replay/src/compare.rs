@@ -1,6 +1,7 @@
-//! One log replayed by two engines at once, compared at random steps.
+//! Two engines on one machine's life, compared at random steps: both replay a log ([`Comparison`]), or one
+//! makes the log, live, and the interpreter follows it step by step ([`Shadow`]).
 //!
-//! Both sides are replayers of their own, so each is also checked against the log. What differs is narrowed
+//! Whoever follows is a replayer of its own, so it is also checked against the log. What differs is narrowed
 //! down: from a snapshot behind the last comparison that agreed, both sides run to one step after the
 //! other until the first is found at which they differ.
 
@@ -15,6 +16,10 @@ use crate::replayer::{Progress, Replayer};
 
 /// Steps between two snapshots to go back to.
 const SNAPSHOT_STEPS: u64 = 1 << 29;
+/// The same beside a live machine, which stands still meanwhile.
+const LIVE_SNAPSHOT_STEPS: u64 = 1 << 31;
+/// With as much of the log since the last snapshot, the next one is due.
+const TRAIL_BYTES_MAX: usize = 128 << 20;
 /// The longest run between two comparisons.
 const SLICE_STEPS_MAX: u64 = 2_000_000;
 /// A short one.
@@ -29,14 +34,35 @@ pub type Equip = Arc<dyn Fn(&mut Machine) + Send + Sync>;
 pub struct Comparison {
     interpreter: Replayer,
     other: Replayer,
-    equip: Equip,
     rng: SeededRng,
+    trail: Trail,
+    comparisons: u64,
+}
+
+/// The interpreter beside a machine that another engine runs live: it is given the log as it is made, and
+/// compared whenever the other stops.
+pub struct Shadow {
+    interpreter: Replayer,
+    rng: SeededRng,
+    /// The most steps between two comparisons.
+    every: u64,
+    trail: Trail,
+    comparisons: u64,
+}
+
+/// What it takes to find out where two sides went apart.
+struct Trail {
+    equip: Equip,
     snapshot: Snapshot,
+    snapshot_steps: u64,
     /// Entries that were fed since the snapshot.
     entries: Vec<Entry>,
+    /// What they take.
+    bytes: usize,
     /// Where both were last equal.
     equal: Icount,
-    comparisons: u64,
+    /// The log is known to have nothing more before this.
+    nothing_before: Option<Icount>,
 }
 
 /// Where one can go back to.
@@ -93,22 +119,19 @@ impl Comparison {
         let interpreter = Replayer::new(Machine::restore(&state)?, pos);
         let mut machine = Machine::restore(&state)?;
         equip(&mut machine);
-        let equal = machine.icount();
+        let snapshot = Snapshot { state, icount: machine.icount(), pos };
         Ok(Comparison {
             interpreter,
             other: Replayer::new(machine, pos),
-            equip,
             rng: SeededRng::new(1),
-            snapshot: Snapshot { state, icount: equal, pos },
-            entries: Vec::new(),
-            equal,
+            trail: Trail::new(snapshot, SNAPSHOT_STEPS, equip),
             comparisons: 0,
         })
     }
 
     /// Takes the next entry of the log.
     pub fn feed(&mut self, entry: Entry) {
-        self.entries.push(entry.clone());
+        self.trail.feed(&entry);
         self.interpreter.feed(entry.clone());
         self.other.feed(entry);
     }
@@ -127,47 +150,136 @@ impl Comparison {
 
     /// Runs both sides over a random number of steps and compares them.
     pub fn advance(&mut self) -> Compared {
-        let steps = match self.rng.below(4) {
-            0 => 1 + self.rng.below(SHORT_STEPS_MAX),
-            _ => 1 + self.rng.below(SLICE_STEPS_MAX),
-        };
+        let steps = slice_steps(&mut self.rng, SLICE_STEPS_MAX);
         let progress = self.interpreter.advance(steps);
         let others = self.other.advance(steps);
         self.comparisons += 1;
-        let what = differences(&self.interpreter, &self.other);
-        if !what.is_empty() || progress != others {
-            let found = self.explain(what, &progress, &others);
-            return Compared::Different(Box::new(found));
+        let (interpreter, other) = (self.interpreter.machine(), self.other.machine());
+        let mut what = interpreter.differences(other);
+        if progress != others {
+            what.push(format!("the log: {progress:?}, the engine {others:?}"));
         }
-        self.equal = self.interpreter.machine().icount();
+        if !what.is_empty() {
+            let seen = interpreter.icount().max(other.icount());
+            return Compared::Different(Box::new(self.trail.explain(what, seen)));
+        }
         // Where more of the log is there, no output waits for its mark, so that a replay may begin here.
-        let is_due = self.equal.since(self.snapshot.icount) >= SNAPSHOT_STEPS;
-        if is_due && progress == Progress::Running {
-            let pos = self.interpreter.executed();
-            self.entries.drain(..(pos.0 - self.snapshot.pos.0) as usize);
-            let state = self.interpreter.machine().save();
-            self.snapshot = Snapshot { state, icount: self.equal, pos };
-        }
+        self.trail.note_equal(&self.interpreter, progress == Progress::Running);
         Compared::Equal(progress)
     }
+}
 
-    fn explain(
-        &self,
-        what: Vec<String>,
-        progress: &Progress,
-        others: &Progress,
-    ) -> EngineDifference {
-        let seen = self.interpreter.machine().icount().max(self.other.machine().icount());
-        let mut found = EngineDifference {
-            equal: self.equal,
-            differs: seen,
-            is_first: false,
-            listing: Vec::new(),
-            what,
-        };
-        if progress != others {
-            found.what.push(format!("the log: {progress:?}, the engine {others:?}"));
+impl Shadow {
+    /// Stands beside `leader`, which runs with the engine under test and whose log continues at `pos`. They are
+    /// compared after at most `every` steps.
+    ///
+    /// # Errors
+    /// [`MachineError`] if there is no memory for a second machine.
+    pub fn new(
+        leader: &Machine,
+        pos: LogPos,
+        (every, seed): (u64, u64),
+        equip: Equip,
+    ) -> Result<Shadow, MachineError> {
+        let state = leader.save();
+        let interpreter = Replayer::new(Machine::restore(&state)?, pos);
+        let snapshot = Snapshot { state, icount: leader.icount(), pos };
+        Ok(Shadow {
+            interpreter,
+            rng: SeededRng::new(seed),
+            every: every.max(1),
+            trail: Trail::new(snapshot, LIVE_SNAPSHOT_STEPS, equip),
+            comparisons: 0,
+        })
+    }
+
+    /// How many steps the leader should run before the next comparison, of the `most` that it would.
+    pub fn slice_steps(&mut self, most: u64) -> u64 {
+        slice_steps(&mut self.rng, most.min(self.every))
+    }
+
+    /// Takes the next entry of the log.
+    pub fn feed(&mut self, entry: &Entry) {
+        self.trail.feed(entry);
+        self.interpreter.feed(entry.clone());
+    }
+
+    /// How often the sides were compared.
+    #[must_use]
+    pub fn comparisons(&self) -> u64 {
+        self.comparisons
+    }
+
+    /// Follows the leader to where it is and compares. Every output of the leader has its mark in the log.
+    ///
+    /// # Errors
+    /// What differs. Nothing can be compared after that.
+    pub fn compare(&mut self, leader: &Machine) -> Result<(), Box<EngineDifference>> {
+        let here = leader.icount();
+        self.trail.nothing_before = Some(here);
+        let progress = follow(&mut self.interpreter, here);
+        // The leader's are the ones that leave.
+        drop(self.interpreter.take_outputs());
+        self.comparisons += 1;
+        let mut what = self.interpreter.machine().differences(leader);
+        if let Progress::Diverged(divergence) = progress {
+            what.push(divergence.to_string());
         }
+        if !what.is_empty() {
+            return Err(Box::new(self.trail.explain(what, here)));
+        }
+        self.trail.note_equal(&self.interpreter, true);
+        Ok(())
+    }
+}
+
+fn slice_steps(rng: &mut SeededRng, most: u64) -> u64 {
+    match rng.below(4) {
+        0 => 1 + rng.below(most.min(SHORT_STEPS_MAX)),
+        _ => 1 + rng.below(most),
+    }
+}
+
+/// Runs a replayer to `end`, before which its log has nothing more.
+fn follow(side: &mut Replayer, end: Icount) -> Progress {
+    side.run_on(end);
+    loop {
+        match side.advance(u64::MAX) {
+            Progress::Running | Progress::Passed(_) => {}
+            progress @ (Progress::Waiting | Progress::Diverged(_)) => return progress,
+        }
+    }
+}
+
+impl Trail {
+    fn new(snapshot: Snapshot, snapshot_steps: u64, equip: Equip) -> Trail {
+        let equal = snapshot.icount;
+        let (entries, bytes, nothing_before) = (Vec::new(), 0, None);
+        Trail { equip, snapshot, snapshot_steps, entries, bytes, equal, nothing_before }
+    }
+
+    fn feed(&mut self, entry: &Entry) {
+        self.bytes += entry.held_bytes();
+        self.entries.push(entry.clone());
+    }
+
+    /// Both sides are as this one is. A replay may begin here if no output waits for its mark.
+    fn note_equal(&mut self, side: &Replayer, may_begin: bool) {
+        self.equal = side.machine().icount();
+        let is_due = self.equal.since(self.snapshot.icount) >= self.snapshot_steps
+            || self.bytes >= TRAIL_BYTES_MAX;
+        if is_due && may_begin {
+            let pos = side.executed();
+            self.entries.drain(..(pos.0 - self.snapshot.pos.0) as usize);
+            self.bytes = self.entries.iter().map(Entry::held_bytes).sum();
+            let state = side.machine().save();
+            self.snapshot = Snapshot { state, icount: self.equal, pos };
+        }
+    }
+
+    fn explain(&self, what: Vec<String>, seen: Icount) -> EngineDifference {
+        let (equal, differs, listing) = (self.equal, seen, Vec::new());
+        let mut found = EngineDifference { equal, differs, is_first: false, listing, what };
         if let Some(base) = self.last_equal_state() {
             self.narrow(&base, &mut found);
         }
@@ -209,6 +321,9 @@ impl Comparison {
             };
             side.feed(Entry { icount: entry.icount, body });
         }
+        if let Some(end) = self.nothing_before {
+            side.run_on(end);
+        }
         Some(side)
     }
 
@@ -224,7 +339,7 @@ impl Comparison {
     fn narrow(&self, base: &Snapshot, found: &mut EngineDifference) {
         let differences_at = |at: u64| -> Vec<String> {
             let sides = self.sides_at(base, Icount(at));
-            sides.map_or(Vec::new(), |[ours, theirs]| differences(&ours, &theirs))
+            sides.map_or(Vec::new(), |[ours, theirs]| ours.machine().differences(theirs.machine()))
         };
         let (mut low, mut high) = (base.icount.0.max(self.equal.0), found.differs.0);
         let what = differences_at(high);
@@ -267,8 +382,4 @@ fn run_to(side: &mut Replayer, at: Icount) {
             Progress::Waiting | Progress::Diverged(_) => return,
         }
     }
-}
-
-fn differences(interpreter: &Replayer, other: &Replayer) -> Vec<String> {
-    interpreter.machine().differences(other.machine())
 }

@@ -30,6 +30,21 @@ pub struct Entry {
     pub body: Body,
 }
 
+impl Entry {
+    /// About how much memory it takes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let data = match &self.body {
+            Body::Event(Event::FramesReceived { frames, .. }) => frames.iter().map(Vec::len).sum(),
+            Body::Event(Event::DiskDone { result: DiskResult::Data(data), .. }) => data.len(),
+            Body::Event(Event::ConsoleInput { bytes, .. } | Event::Entropy { bytes }) => {
+                bytes.len()
+            }
+            _ => 0,
+        };
+        size_of::<Entry>() + data
+    }
+}
+
 /// What an entry says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {

@@ -6,6 +6,6 @@ pub mod format;
 mod recorder;
 mod replayer;
 
-pub use compare::{Compared, Comparison, EngineDifference, Equip};
+pub use compare::{Compared, Comparison, EngineDifference, Equip, Shadow};
 pub use recorder::Recorder;
 pub use replayer::{Difference, Divergence, Passed, Progress, Replayer};

@@ -1,24 +1,33 @@
 //! The side that makes the log: it injects inputs as they come and writes down what it did.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use base::{Generation, Icount, LogPos};
 use machine::event::{Event, Output};
 use machine::{Machine, Stop};
 
+use crate::compare::{EngineDifference, Shadow};
 use crate::format::{Body, End, Entry};
 
 /// A machine whose inputs are logged.
 ///
 /// Everything that could change the machine goes through here, so that the log is complete by
 /// construction. The caller decides when to run, what to inject and where the bytes go.
-#[derive(Debug)]
 pub struct Recorder {
     machine: Machine,
     /// Entries since the last [`Recorder::take_entries`].
     entries: Vec<Entry>,
     end: LogPos,
     outputs: VecDeque<(LogPos, Output)>,
+    /// Another engine that does the same.
+    shadow: Option<Box<Shadow>>,
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recorder of {:?} at {}", self.machine, self.end)
+    }
 }
 
 impl Recorder {
@@ -27,13 +36,46 @@ impl Recorder {
     #[must_use]
     pub fn new(mut machine: Machine, pos: LogPos) -> Recorder {
         machine.begin_rolling_digest();
-        Recorder { machine, entries: Vec::new(), end: pos, outputs: VecDeque::new() }
+        Recorder::with(machine, pos)
+    }
+
+    fn with(machine: Machine, pos: LogPos) -> Recorder {
+        let (entries, outputs) = (Vec::new(), VecDeque::new());
+        Recorder { machine, entries, end: pos, outputs, shadow: None }
+    }
+
+    /// Has another engine do the same from here on, for [`Recorder::compare`].
+    pub fn set_shadow(&mut self, shadow: Shadow) {
+        self.shadow = Some(Box::new(shadow));
+    }
+
+    /// The other engine, if there is one.
+    #[must_use]
+    pub fn shadow(&self) -> Option<&Shadow> {
+        self.shadow.as_deref()
+    }
+
+    /// The other engine, if there is one.
+    pub fn shadow_mut(&mut self) -> Option<&mut Shadow> {
+        self.shadow.as_deref_mut()
+    }
+
+    /// Brings the other engine here, if there is one, and compares.
+    ///
+    /// # Errors
+    /// What differs. The other engine is dropped then.
+    pub fn compare(&mut self) -> Result<(), Box<EngineDifference>> {
+        if self.shadow.is_some() {
+            // As for a digest: what is due at this very step is done before, here and in the replayer.
+            self.run(self.machine.icount());
+        }
+        let Some(shadow) = &mut self.shadow else { return Ok(()) };
+        shadow.compare(&self.machine).inspect_err(|_| self.shadow = None)
     }
 
     /// Goes on with `machine`, which has just handed out `unmarked`.
     pub(crate) fn resume(machine: Machine, pos: LogPos, unmarked: VecDeque<Output>) -> Recorder {
-        let (entries, outputs) = (Vec::new(), VecDeque::new());
-        let mut recorder = Recorder { machine, entries, end: pos, outputs };
+        let mut recorder = Recorder::with(machine, pos);
         unmarked.into_iter().for_each(|output| recorder.mark(output));
         recorder
     }
@@ -105,6 +147,11 @@ impl Recorder {
         self.outputs.pop_front()
     }
 
+    /// Forgets the outputs that were not asked for.
+    pub fn drop_outputs(&mut self) {
+        self.outputs.clear();
+    }
+
     /// The entries since the last call. A recording and the logging channel get the same ones.
     #[must_use]
     pub fn take_entries(&mut self) -> Vec<Entry> {
@@ -123,7 +170,11 @@ impl Recorder {
     }
 
     fn push(&mut self, body: Body) -> LogPos {
-        self.entries.push(Entry { icount: self.machine.icount(), body });
+        let entry = Entry { icount: self.machine.icount(), body };
+        if let Some(shadow) = &mut self.shadow {
+            shadow.feed(&entry);
+        }
+        self.entries.push(entry);
         self.end.0 += 1;
         self.end
     }

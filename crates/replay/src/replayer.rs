@@ -12,7 +12,8 @@ use crate::recorder::Recorder;
 
 /// A machine that is driven by log entries alone.
 ///
-/// It never runs past the last entry it was given: the CPU stops at that entry's icount and waits.
+/// It never runs past the last entry it was given, unless it is told that no other comes for a while
+/// ([`Replayer::run_on`]): the CPU stops at that entry's icount and waits.
 #[derive(Debug)]
 pub struct Replayer {
     machine: Machine,
@@ -21,6 +22,8 @@ pub struct Replayer {
     executed: LogPos,
     /// Position behind the last entry in `entries`.
     received: LogPos,
+    /// Behind `entries`, the log is known to have nothing more before this.
+    nothing_before: Option<Icount>,
     /// Outputs that the machine handed out and whose mark has not come yet.
     unmarked: VecDeque<Output>,
     /// Outputs whose mark was seen, in order.
@@ -134,6 +137,7 @@ impl Replayer {
             entries: VecDeque::new(),
             executed: pos,
             received: pos,
+            nothing_before: None,
             unmarked: VecDeque::new(),
             outputs: Vec::new(),
             agreed,
@@ -147,6 +151,12 @@ impl Replayer {
     pub fn feed(&mut self, entry: Entry) {
         self.entries.push_back(entry);
         self.received.0 += 1;
+    }
+
+    /// Says that the machine which makes the log has run to `end`, and that the log has nothing more before
+    /// there than what was fed.
+    pub fn run_on(&mut self, end: Icount) {
+        self.nothing_before = Some(end);
     }
 
     /// The machine, to look at.
@@ -188,11 +198,11 @@ impl Replayer {
             if let Some(divergence) = &self.diverged {
                 return Progress::Diverged(divergence.clone());
             }
-            let Some(entry) = self.entries.front() else { return Progress::Waiting };
+            let next = self.entries.front().map(|entry| entry.icount);
+            let Some(target) = next.or(self.nothing_before) else { return Progress::Waiting };
             if self.machine.boot_count() != boot_count {
                 return Progress::Running;
             }
-            let target = entry.icount;
             if self.machine.icount() < target {
                 if self.machine.icount() >= budget_end {
                     return Progress::Running;
@@ -202,7 +212,13 @@ impl Replayer {
                 }
                 continue;
             }
-            let entry = self.entries.pop_front().expect("its front was just looked at");
+            let Some(entry) = self.entries.pop_front() else {
+                self.nothing_before = None;
+                if let Err(what) = self.arrive(target) {
+                    self.diverge(what);
+                }
+                continue;
+            };
             match self.apply(entry) {
                 Ok(None) => self.executed.0 += 1,
                 Ok(Some(passed)) => {
@@ -224,6 +240,16 @@ impl Replayer {
         assert!(self.entries.is_empty(), "going live before the log was executed");
         assert!(self.diverged.is_none(), "a diverged machine goes live");
         Recorder::resume(self.machine, self.received, self.unmarked)
+    }
+
+    /// Does what is due at the step where the log is known to have nothing more before, and checks that
+    /// nothing came out that has no mark.
+    fn arrive(&mut self, end: Icount) -> Result<(), Difference> {
+        self.run_towards(end)?;
+        match self.unmarked.front() {
+            Some(output) => Err(Difference::OutputWithoutMark(output.kind())),
+            None => Ok(()),
+        }
     }
 
     /// Runs to the next stop on the way to `until`, which no entry precedes.

@@ -11,7 +11,9 @@ use machine::event::{Console, Event, Output};
 use machine::{BootPayload, ClockMode, Machine, MachineConfig, Stop};
 use mem::{GuestMem, WatchedWrite};
 use replay::format::{Body, Decoder, Encoder, End, Item};
-use replay::{Compared, Comparison, Equip, Passed, Progress, Recorder, Replayer};
+use replay::{
+    Compared, Comparison, EngineDifference, Equip, Passed, Progress, Recorder, Replayer, Shadow,
+};
 
 /// Far enough for the kernel to unpack itself, patch itself and start its drivers.
 const BOOT_STEPS: u64 = 120_000_000;
@@ -98,6 +100,23 @@ fn a_boot_goes_on_the_same_from_a_snapshot() {
     }
 }
 
+/// Runs a slice, with anchors at random places and rates and keys pressed at random.
+fn boot_a_little(recorder: &mut Recorder, rng: &mut SeededRng, guest_ns: &mut u64) {
+    let until = recorder.machine().icount().plus(1 + rng.below(300_000));
+    match recorder.run(until) {
+        Stop::Reached | Stop::OutputsReady | Stop::Rebooted => {}
+        Stop::Halted => *guest_ns += 1_000_000,
+        Stop::Off(off) => panic!("the boot ended: {off:?}"),
+    }
+    *guest_ns = recorder.machine().guest_ns().max(*guest_ns) + rng.below(200_000);
+    let ns_per_step_q32 = (1 + rng.below(20)) << 31;
+    recorder.inject(Event::Anchor { guest_ns: *guest_ns, ns_per_step_q32 });
+    if rng.one_in(20) {
+        let bytes = vec![rng.u64() as u8; 1 + rng.below(3) as usize];
+        recorder.inject(Event::ConsoleInput { console: Console::Serial, bytes });
+    }
+}
+
 /// A boot with clock anchors at random places and rates and keys pressed at random: its log, and
 /// the machine's digest at the end. The environment says what runs it.
 fn recorded_boot(seed: u64) -> (Vec<u8>, Digest) {
@@ -112,19 +131,7 @@ fn recorded_boot_with(kind: EngineKind, seed: u64) -> (Vec<u8>, Digest) {
     let mut log = Encoder::encode_start(&recorder.save());
     let mut guest_ns = 0;
     while recorder.machine().icount() < Icount(BOOT_STEPS) {
-        let until = recorder.machine().icount().plus(1 + rng.below(300_000));
-        match recorder.run(until) {
-            Stop::Reached | Stop::OutputsReady | Stop::Rebooted => {}
-            Stop::Halted => guest_ns += 1_000_000,
-            Stop::Off(off) => panic!("the boot ended: {off:?}"),
-        }
-        guest_ns = guest_ns.max(recorder.machine().guest_ns()) + rng.below(200_000);
-        let ns_per_step_q32 = (1 + rng.below(20)) << 31;
-        recorder.inject(Event::Anchor { guest_ns, ns_per_step_q32 });
-        if rng.one_in(20) {
-            let bytes = vec![rng.u64() as u8; 1 + rng.below(3) as usize];
-            recorder.inject(Event::ConsoleInput { console: Console::Serial, bytes });
-        }
+        boot_a_little(&mut recorder, &mut rng, &mut guest_ns);
         if rng.one_in(10) {
             recorder.record_digest();
         }
@@ -248,15 +255,28 @@ impl Engine for Mistaken {
     }
 }
 
+fn equip_mistaken(at: u64) -> Equip {
+    Arc::new(move |machine: &mut Machine| {
+        machine.set_engine(Some(Box::new(Mistaken { at, done: false })));
+    })
+}
+
+/// Looks that a difference is one that [`Mistaken`] makes at step `at`. The kernel runs in 64-bit mode by then,
+/// and keeps a block shorter than 40 instructions.
+fn check_found(found: &EngineDifference, at: u64) {
+    assert!(found.is_first, "{found}");
+    assert!((at..at + 40).contains(&found.differs.0), "{found}");
+    assert!(found.what.iter().any(|line| line.starts_with("RAM at 0xffffff8")), "{found}");
+    assert_eq!(found.listing.len(), 24, "{found}");
+}
+
 /// Replays a log on the interpreter and on an engine that makes its mistake at step `at`.
 fn compare(log: &[u8], at: u64) -> (Compared, u64) {
     let mut decoder = Decoder::new();
     decoder.feed(log);
     let Ok(Some(Item::Start(start))) = decoder.poll() else { panic!("no start state") };
-    let equip: Equip = Arc::new(move |machine: &mut Machine| {
-        machine.set_engine(Some(Box::new(Mistaken { at, done: false })));
-    });
-    let mut comparison = Comparison::new(start, LogPos(0), equip).expect("a start state");
+    let mut comparison =
+        Comparison::new(start, LogPos(0), equip_mistaken(at)).expect("a start state");
     while let Some(Item::Entry(entry)) = decoder.poll().expect("a whole log") {
         comparison.feed(entry);
     }
@@ -275,11 +295,38 @@ fn engines_that_differ_are_seen_to_at_the_step() {
     assert_eq!(end, Compared::Equal(Progress::Passed(Passed::End(End::RecordingStopped))));
     assert!(comparisons > BOOT_STEPS / 2_000_000, "compared {comparisons} times");
 
-    // The kernel runs in 64-bit mode by then, and keeps a block shorter than this.
     let at = BOOT_STEPS / 3;
     let (Compared::Different(found), _) = compare(&log, at) else { panic!("no difference") };
-    assert!(found.is_first, "{found}");
-    assert!((at..at + 40).contains(&found.differs.0), "{found}");
-    assert!(found.what.iter().any(|line| line.starts_with("RAM at 0xffffff8")), "{found}");
-    assert_eq!(found.listing.len(), 24, "{found}");
+    check_found(&found, at);
+}
+
+/// A live boot with the interpreter beside it: the steps between comparisons until they differ, if they do.
+fn shadowed_boot(at: u64, end: u64) -> Result<u64, Box<EngineDifference>> {
+    let mut rng = SeededRng::new(7);
+    let mut machine = machine(ClockMode::Real);
+    let equip = equip_mistaken(at);
+    equip(&mut machine);
+    let shadow = Shadow::new(&machine, LogPos(0), (u64::MAX, 1), equip).expect("a shadow");
+    let mut recorder = Recorder::new(machine, LogPos(0));
+    recorder.set_shadow(shadow);
+    let mut guest_ns = 0;
+    while recorder.machine().icount() < Icount(end) {
+        boot_a_little(&mut recorder, &mut rng, &mut guest_ns);
+        recorder.compare()?;
+        while recorder.poll_output().is_some() {}
+        drop(recorder.take_entries());
+        if rng.one_in(10) {
+            recorder.record_digest();
+        }
+    }
+    Ok(recorder.shadow().expect("it is still there").comparisons())
+}
+
+#[test]
+fn a_live_machine_and_its_shadow_are_equal_and_a_mistake_is_seen_to_at_the_step() {
+    let end = BOOT_STEPS / 2;
+    let comparisons = shadowed_boot(u64::MAX, end).expect("no difference");
+    assert!(comparisons > end / 300_000, "compared {comparisons} times");
+    let at = BOOT_STEPS / 3;
+    check_found(&shadowed_boot(at, end).expect_err("a difference"), at);
 }

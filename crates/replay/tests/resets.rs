@@ -1,10 +1,12 @@
 //! A guest that resets itself all the time, recorded and followed.
 
+use std::sync::Arc;
+
 use base::{Icount, LogPos, SeededRng};
 use machine::event::{Control, Event};
 use machine::{BootPayload, ClockMode, Machine, MachineConfig};
 use replay::format::End;
-use replay::{Passed, Progress, Recorder, Replayer};
+use replay::{Passed, Progress, Recorder, Replayer, Shadow};
 
 /// By the clock, the guest either faults thrice, or says "x" and resets itself by a port.
 fn machine() -> Machine {
@@ -23,16 +25,22 @@ fn machine() -> Machine {
 }
 
 /// Inputs come where a slice ends, so most of them at a reset. The follower gives its caller a turn at
-/// every reset, and takes the same way.
+/// every reset, and takes the same way; so does one that follows live.
 #[test]
 fn a_guest_that_resets_for_ever_is_followed_reset_by_reset() {
     for seed in 0..4 {
         let mut rng = SeededRng::new(seed);
         let mut recorder = Recorder::new(machine(), LogPos(0));
+        let equip = Arc::new(|_: &mut Machine| {});
+        let shadow = Shadow::new(recorder.machine(), LogPos(0), (40, seed), equip);
+        recorder.set_shadow(shadow.unwrap());
         let (mut guest_ns, mut sent) = (0, Vec::new());
         while recorder.machine().icount() < Icount(2_000) {
             let slice = 1 + rng.below(40);
             recorder.run(recorder.machine().icount().plus(slice));
+            if rng.one_in(2) {
+                recorder.compare().unwrap_or_else(|found| panic!("seed {seed}: {found}"));
+            }
             guest_ns = recorder.machine().guest_ns().max(guest_ns) + rng.below(100);
             match rng.below(8) {
                 0..3 => recorder.inject(Event::Anchor { guest_ns, ns_per_step_q32: 3 << 32 }),

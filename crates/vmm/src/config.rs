@@ -51,6 +51,8 @@ pub struct RunConfig {
     pub no_reboot: bool,
     /// What runs the guest's code on this host.
     pub engine: EngineKind,
+    /// Have both engines run the guest, and compare them.
+    pub compare: Option<Compare>,
     /// How the VM is protected, if it is.
     pub protection: Option<Protection>,
     /// What all processes share.
@@ -74,6 +76,13 @@ pub struct BackupConfig {
     pub engine: EngineKind,
     /// What all processes share.
     pub site: Site,
+}
+
+/// How two engines are compared while they run one guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compare {
+    /// The most steps between two comparisons; lengths are random.
+    pub every: u64,
 }
 
 /// How a VM is protected.

@@ -16,7 +16,7 @@ use ft::{Control, Pace, Progress, RunState, Speed, Window};
 use machine::event::{Console, Event, Output};
 use machine::{ClockMode, Machine, Stop};
 use replay::format::{Body, End, Entry};
-use replay::{Recorder, Replayer};
+use replay::{EngineDifference, Recorder, Replayer, Shadow};
 
 use crate::console::ConsoleHub;
 use crate::mailbox::{Command, Item, Mailbox, Outbox, Produced, Totals};
@@ -27,6 +27,8 @@ use crate::recording::Recording;
 const VIRTUAL_SLICE_STEPS: u64 = 100_000;
 /// Steps between two digests of the machine in the log, about a fifth of a second.
 const DIGEST_STEPS: u64 = 1 << 24;
+/// With two engines that are compared, a digest comes when so many pages were written.
+const COMPARED_PAGES_MAX: usize = 512;
 /// Log entries that no output waits for are handed on after this long.
 const FLUSH: Nanos = Nanos(5_000_000);
 /// Steps between two looks at the mailbox while following a log.
@@ -111,9 +113,13 @@ impl Engine {
         Engine { links, rng, items: Vec::new(), handed_over, console_next, recording }
     }
 
-    /// Runs `machine`, which was just powered on, until [`Command::Finish`].
-    pub(crate) fn run_powered_on(mut self, machine: Machine) {
-        let recorder = Recorder::new(machine, LogPos(0));
+    /// Runs `machine`, which was just powered on, until [`Command::Finish`], with another engine beside it if
+    /// there is a shadow.
+    pub(crate) fn run_powered_on(mut self, machine: Machine, shadow: Option<Shadow>) {
+        let mut recorder = Recorder::new(machine, LogPos(0));
+        if let Some(shadow) = shadow {
+            recorder.set_shadow(shadow);
+        }
         let live = Live::new(recorder, Pace::Stopped, Nanos(0));
         self.run_live(live);
     }
@@ -278,7 +284,16 @@ impl Engine {
                 self.links.mailbox.wait(Some(Duration::from_nanos(wait.0)));
             }
             self.inject_inputs(&mut live);
-            let stop = live.run_slice();
+            let stop = match live.run_slice() {
+                Ok(stop) => stop,
+                Err(found) => {
+                    // What came out since the last comparison does not leave.
+                    live.ended = true;
+                    live.recorder.drop_outputs();
+                    self.items.push(Item::Different(found));
+                    continue;
+                }
+            };
             if let Stop::Off(off) = stop {
                 live.ended = true;
                 self.publish(&mut live, false);
@@ -488,7 +503,9 @@ impl Engine {
             self.items.push(Item::RecordingFailed(describe(&error)));
         }
         let machine = live.recorder.machine();
-        self.items.push(Item::Finished(Box::new(Totals::of(machine))));
+        let comparisons = live.recorder.shadow().map_or(0, Shadow::comparisons);
+        let totals = Totals { comparisons, ..Totals::of(machine) };
+        self.items.push(Item::Finished(Box::new(totals)));
         let progress = Progress { icount: machine.icount(), pos: live.recorder.end() };
         self.hand_over(progress, RunState::Paused, true);
     }
@@ -525,15 +542,26 @@ impl Live {
     }
 
     /// Runs the guest for about a millisecond.
-    fn run_slice(&mut self) -> Stop {
+    fn run_slice(&mut self) -> Result<Stop, Box<EngineDifference>> {
         let start = self.recorder.machine().icount();
-        let steps = self.pacer.as_ref().map_or(VIRTUAL_SLICE_STEPS, Pacer::slice_steps);
+        let steps = match (self.recorder.shadow_mut(), &self.pacer) {
+            (Some(shadow), _) => shadow.slice_steps(VIRTUAL_SLICE_STEPS),
+            (None, Some(pacer)) => pacer.slice_steps(),
+            (None, None) => VIRTUAL_SLICE_STEPS,
+        };
         let began = now();
         let stop = self.recorder.run(start.plus(steps).min(self.next_digest));
+        self.recorder.compare()?;
         let end = self.recorder.machine().icount();
         if end >= self.next_digest {
             self.next_digest = self.next_digest.plus(DIGEST_STEPS);
             self.recorder.record_digest();
+        } else if self.recorder.shadow().is_some() {
+            // A comparison looks at everything that was written since the last digest.
+            let written = self.recorder.machine().memory().marks().written();
+            if written.len() > COMPARED_PAGES_MAX {
+                self.recorder.record_digest();
+            }
         }
         let took = Nanos(now().0 - began.0);
         // How long a reset takes says nothing about steps.
@@ -548,7 +576,7 @@ impl Live {
             let idle = took.0 * u64::from(Speed::FULL.0 - speed) / u64::from(speed.max(1));
             thread::sleep(Duration::from_nanos(idle));
         }
-        stop
+        Ok(stop)
     }
 }
 

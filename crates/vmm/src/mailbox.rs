@@ -13,6 +13,7 @@ use ft::{Control, Pace, Progress, RunState, Window};
 use host::Wake;
 use machine::event::{Console, Control as Switch, DiskResult, Output};
 use machine::{Machine, Off};
+use replay::EngineDifference;
 
 /// Frames that wait for the guest; a frame beyond them is lost, as in a full network card.
 const FRAMES_MAX: usize = 1024;
@@ -187,6 +188,8 @@ pub(crate) enum Item {
     Diverged { window: Window, why: String },
     /// The guest is off.
     Off(Off),
+    /// Two engines made different things of the guest, which does not go on.
+    Different(Box<EngineDifference>),
     /// The log cannot be recorded any further.
     RecordingFailed(String),
     /// The thread ends.
@@ -213,6 +216,8 @@ pub struct Totals {
     pub digest: Digest,
     /// The translator ran the guest, with the interpreter for what it leaves; else the interpreter alone.
     pub translated: bool,
+    /// How often two engines were compared.
+    pub comparisons: u64,
     /// Counts of what CPU and engine did in this process.
     pub counts: Vec<(&'static str, u64)>,
 }
@@ -224,6 +229,7 @@ impl Totals {
             guest_ns: machine.guest_ns(),
             digest: machine.digest(),
             translated: machine.has_engine(),
+            comparisons: 0,
             counts: machine.counts(),
         }
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use base::{Claimant, Digest, Generation, Icount, LogPos, SeededRng, VmId};
 use disk::arbiter::client::{ArbiterClient, ArbiterError};
+use engines::{BoxedEngine, Unavailable};
 use ft::arbiter::{Op, Outcome as Decision, Record, Refusal, Request as Question};
 use ft::{Node, Stamp};
 use host::Wake;
@@ -19,8 +20,9 @@ use host::link::LinkError;
 use machine::{
     BootPayload, ClockMode, DiskConfig, Machine, MachineConfig, MachineError, NicConfig,
 };
+use replay::Shadow;
 
-use crate::config::{Protection, RunConfig, Site, default_mac};
+use crate::config::{Compare, Protection, RunConfig, Site, default_mac};
 use crate::conn::Conn;
 use crate::console::ConsoleHub;
 use crate::control::{Client, Reply, Request};
@@ -134,7 +136,10 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
         initrd: config.initrd.as_deref().map(|path| read_file("initrd", path)).transpose()?,
         cmdline: config.append.clone(),
     };
-    let engine = config.engine.make()?;
+    let engine = match config.compare {
+        Some(compare) => Some(engine_to_compare(compare)?),
+        None => config.engine.make()?,
+    };
     let wake = Arc::new(Wake::new()?);
     let (mailbox, post) = (Arc::<Mailbox>::default(), Post::new(wake.clone()));
     let outbox = Arc::new(Outbox::new(wake.clone()));
@@ -167,6 +172,7 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let disks = OpenDisks::open(&config.disks, &config.vm, stamp, &to)?;
     let mut machine = Machine::new(machine_config(config, &disks), payload)?;
     machine.set_engine(engine);
+    let shadow = config.compare.map(|compare| shadow(config, compare, &machine)).transpose()?;
     let recording = config.record.as_deref().map(|path| record(path, &machine)).transpose()?;
     let macs = (0..).map(|index| default_mac(&config.mac_base, index));
     let nets: Vec<OpeningNet> = (config.nets.iter().zip(macs))
@@ -190,7 +196,7 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let serial = hubs[0].clone();
     let engine_links = Links { mailbox: mailbox.clone(), outbox: outbox.clone(), serial };
     let thread_body = Engine::new(engine_links, rng, recording);
-    let thread = spawn_machine(move || thread_body.run_powered_on(machine), post.clone())?;
+    let thread = spawn_machine(move || thread_body.run_powered_on(machine, shadow), post.clone())?;
 
     let opening = Opening {
         nets,
@@ -303,6 +309,20 @@ fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, RunError> {
         return Err(failed(io::ErrorKind::FileTooLarge.into()));
     }
     Ok(bytes)
+}
+
+/// The engine that runs the guest when it is compared with the interpreter.
+fn engine_to_compare(compare: Compare) -> Result<BoxedEngine, Unavailable> {
+    engines::translator(usize::try_from(compare.every).unwrap_or(usize::MAX))
+}
+
+fn shadow(config: &RunConfig, compare: Compare, machine: &Machine) -> Result<Shadow, MachineError> {
+    let equip = Arc::new(move |machine: &mut Machine| {
+        // It was had before; if the host is short of memory now, there is nothing to compare.
+        let engine = engine_to_compare(compare).expect("memory for another translator");
+        machine.set_engine(Some(engine));
+    });
+    Shadow::new(machine, LogPos(0), (compare.every, config.seed), equip)
 }
 
 fn record(path: &Path, machine: &Machine) -> Result<Recording, RecordingError> {

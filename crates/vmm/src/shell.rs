@@ -24,6 +24,7 @@ use ft::{
 use host::{Waited, Wake, wait_any};
 use machine::Off;
 use machine::event::{Control as Switch, Output};
+use replay::EngineDifference;
 use serde_json::json;
 
 use crate::config::{DiskSpec, Site};
@@ -168,6 +169,8 @@ pub enum Ended {
     Stopped,
     /// The protocol did.
     Halted(Halted),
+    /// Two engines, compared while they ran the guest, made different things of it.
+    Different(Box<EngineDifference>),
     /// The recording could not go on.
     RecordingFailed(String),
     /// The disk server knows a newer owner.
@@ -186,6 +189,7 @@ impl std::fmt::Display for Ended {
             }
             Ended::Stopped => f.write_str("the operator stopped the VM"),
             Ended::Halted(why) => write!(f, "{why}"),
+            Ended::Different(found) => write!(f, "{found}"),
             Ended::RecordingFailed(why) => write!(f, "the recording failed: {why}"),
             Ended::Deposed(why) => write!(f, "this side was replaced: {why}"),
             Ended::Broken => f.write_str("the machine's thread broke"),
@@ -509,6 +513,7 @@ impl Shell {
                 self.guest_end = Some(end);
                 self.end_on_purpose();
             }
+            Item::Different(found) => self.end(Ended::Different(found)),
             Item::RecordingFailed(why) => {
                 log::error!("{why}; the guest is stopped, because its recording would have a gap");
                 self.end(Ended::RecordingFailed(why));
