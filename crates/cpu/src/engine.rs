@@ -161,10 +161,25 @@ impl Cpu {
         self.tlb.entries_from(self.tlb_base)
     }
 
+    /// What the TLB serves: as long as this is the same, an entry that once was in [`Cpu::tlb_entries`] still
+    /// says the truth, even if another one has taken its place.
+    #[must_use]
+    pub fn tlb_state(&self) -> (usize, u64) {
+        (self.tlb_base, self.tlb.losses())
+    }
+
+    /// The linear and the host address of a page that the running code may store to, and which the TLB knows; the
+    /// page of `linear` if that is one.
+    #[must_use]
+    pub fn writable_page(&self, linear: u64) -> Option<(u64, u64)> {
+        self.tlb.writable_page(self.tlb_base, linear)
+    }
+
     /// The host address for an access of `len` bytes, if it lies in one page of RAM that the TLB may serve.
     /// Fills the TLB. `None` if the access would fault, is not to RAM, is a store to a watched page, has to be
     /// looked at each time (alignment checks, data breakpoints), or if something is to be looked at before.
     /// May set Accessed and Dirty, so the access must be the next thing that happens, by whichever engine.
+    /// Also `None` if this took anything from the TLB ([`Cpu::tlb_state`]).
     pub fn host_address(
         &mut self,
         env: &mut Env<'_>,
@@ -178,8 +193,9 @@ impl Cpu {
             return None;
         }
         let kind = if write { Kind::Write } else { Kind::Read };
+        let losses = self.tlb.losses();
         self.translate(env, linear, kind, self.view).ok()?;
-        if self.attention {
+        if self.attention || self.tlb.losses() != losses {
             return None;
         }
         self.tlb.host_address(self.tlb_base, linear, write)

@@ -99,6 +99,8 @@ pub(crate) struct Tlb {
     dropped_at: [u64; SPACES],
     /// Drops of whole spaces so far.
     drops: u64,
+    /// Moves on whenever a translation or its permission to store may have gone.
+    losses: u64,
     uses: PageUses,
     /// Writes to code that the code cache has not seen yet.
     pub(crate) code_writes: Vec<WatchedWrite>,
@@ -135,6 +137,7 @@ impl Tlb {
             code_epochs: [0; SPACES],
             dropped_at: [0; SPACES],
             drops: 0,
+            losses: 0,
             uses: PageUses::default(),
             code_writes: Vec::new(),
             code_generation: 0,
@@ -153,6 +156,22 @@ impl Tlb {
         (tag == linear & !0xfff).then(|| entry.host + (linear & 0xfff))
     }
 
+    /// A page that may be stored to without looking any further, near `linear` if possible: its linear and its
+    /// host address.
+    pub(crate) fn writable_page(&self, base: usize, linear: u64) -> Option<(u64, u64)> {
+        let first = index_of(base, linear);
+        let view = base & (ENTRIES - 1);
+        std::iter::once(first)
+            .chain(view..view + PAGES)
+            .find(|index| self.entries[*index].write != no_tag(*index))
+            .map(|index| (self.entries[index].write, self.entries[index].host))
+    }
+
+    /// The same number as before means that what could be read or written then still can.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses
+    }
+
     /// The entries of one view, for code that looks them up itself.
     pub(crate) fn entries_from(&self, base: usize) -> *const u64 {
         let view: *const TlbEntry = &self.entries[base & (ENTRIES - 1)];
@@ -162,6 +181,7 @@ impl Tlb {
     /// From now on entries hold addresses of RAM that starts at `base`.
     pub(crate) fn set_host_base(&mut self, base: u64) {
         if self.host_base != base {
+            self.losses += 1;
             self.host_base = base;
             for entry in self.entries.iter_mut() {
                 entry.host = base.wrapping_add(entry.ram);
@@ -227,6 +247,7 @@ impl Tlb {
     fn drop_writers(&mut self, page: u64) {
         let Some(writers) = self.writers.get_mut(page as usize) else { return };
         let known = std::mem::replace(writers, Writers::NONE);
+        self.losses += 1;
         match known {
             Writers::NONE => {}
             Writers::MANY => {
@@ -307,6 +328,7 @@ impl Tlb {
     /// Drops everything of the spaces whose bits are set.
     fn drop_spaces(&mut self, spaces: u16) {
         self.drops += 1;
+        self.losses += 1;
         for space in (0..SPACES).filter(|space| spaces >> space & 1 != 0) {
             let (bank, half) = (space / 2, (space & 1) as u64);
             let first = bank << BANK_SHIFT;
@@ -350,6 +372,7 @@ impl Tlb {
     /// Drops the translations of one page in every bank and view; true if there were any.
     fn drop_page(&mut self, linear: u64) -> u64 {
         let mut dropped = 0;
+        self.losses += 1;
         for base in self.bases() {
             let index = index_of(base, linear);
             if self.entries[index].read == linear {
@@ -380,6 +403,7 @@ impl Tlb {
     }
 
     pub(crate) fn drop_write_tags(&mut self) {
+        self.losses += 1;
         for (index, entry) in self.entries.iter_mut().enumerate() {
             entry.write = no_tag(index);
         }

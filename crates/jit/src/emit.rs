@@ -45,6 +45,8 @@ pub(crate) mod cc {
 pub(crate) enum RegMem {
     Reg(u8),
     Mem(u8, i32),
+    /// At a distance from the sum of two; the second one is not RSP.
+    Sum(u8, u8, i32),
 }
 
 /// A place in the buffer whose branch distance is filled in later.
@@ -104,6 +106,18 @@ impl Emitter {
         }
     }
 
+    /// ModRM and SIB for `[base + index + disp]`.
+    fn modrm_sum(&mut self, r: u8, base: u8, index: u8, disp: i32) {
+        let (r, sib) = ((r & 7) << 3, (index & 7) << 3 | base & 7);
+        match i8::try_from(disp) {
+            Ok(short) => self.raw(&[0x44 | r, sib, short as u8]),
+            Err(_) => {
+                self.raw(&[0x84 | r, sib]);
+                self.imm32(disp);
+            }
+        }
+    }
+
     /// `mov dst, src`, 64 bits.
     pub(crate) fn mov(&mut self, dst: u8, src: u8) {
         self.rex(true, src, 0, dst);
@@ -158,10 +172,18 @@ impl Emitter {
     /// `lea dst, [base + index << scale + disp]`; without a base if there is none.
     pub(crate) fn lea_index(&mut self, dst: u8, base: Option<u8>, index: u8, scale: u8, disp: i32) {
         self.rex(true, dst, index, base.unwrap_or(0));
-        let mode = if base.is_some() { 0x80 } else { 0 };
         let low = base.unwrap_or(5) & 7;
+        let short = i8::try_from(disp).ok().filter(|_| base.is_some());
+        let mode = match base {
+            None => 0,
+            Some(_) if short.is_some() => 0x40,
+            Some(_) => 0x80,
+        };
         self.raw(&[0x8d, mode | (dst & 7) << 3 | 4, scale << 6 | (index & 7) << 3 | low]);
-        self.imm32(disp);
+        match short {
+            Some(short) => self.bytes.push(short as u8),
+            None => self.imm32(disp),
+        }
     }
 
     pub(crate) fn alu(&mut self, op: Alu, dst: u8, src: u8) {
@@ -173,13 +195,6 @@ impl Emitter {
         self.rex(true, dst, 0, base);
         self.bytes.push((op as u8) << 3 | 3);
         self.modrm_mem(dst, base, disp);
-    }
-
-    /// `or qword [base + disp], src`.
-    pub(crate) fn or_mem(&mut self, base: u8, disp: i32, src: u8) {
-        self.rex(true, src, 0, base);
-        self.bytes.push(0x09);
-        self.modrm_mem(src, base, disp);
     }
 
     /// `and qword [base + disp], value`, sign-extended.
@@ -212,6 +227,16 @@ impl Emitter {
     pub(crate) fn test(&mut self, a: u8, b: u8) {
         self.rex(true, b, 0, a);
         self.raw(&[0x85, 0xc0 | (b & 7) << 3 | a & 7]);
+    }
+
+    /// `dst` = the TLB entry that serves the linear address in `linear`; the frame has their place at `tlb`.
+    pub(crate) fn tlb_entry(&mut self, dst: u8, linear: u8, tlb: i32) {
+        self.mov(dst, linear);
+        self.shift(5, dst, 8);
+        self.alu(Alu::Xor, dst, linear);
+        self.alu_imm(Alu::And, dst, 0xff000);
+        self.shift(5, dst, 7);
+        self.alu_mem(Alu::Add, dst, reg::RSP, tlb);
     }
 
     /// Shifts by a constant; `op` is 0 for ROL, 1 for ROR, 4 for SHL, 5 for SHR, 7 for SAR.
@@ -313,19 +338,21 @@ impl Emitter {
         if bytes == 2 {
             self.bytes.push(0x66);
         }
-        let b = match rm {
-            RegMem::Reg(b) | RegMem::Mem(b, _) => b,
+        let (b, x) = match rm {
+            RegMem::Reg(b) | RegMem::Mem(b, _) => (b, 0),
+            RegMem::Sum(b, x, _) => (b, x),
         };
         if bytes == 1 {
             // With a REX prefix 4 to 7 are SPL to DIL.
-            self.bytes.push(0x40 | (r >> 3) << 2 | b >> 3);
+            self.bytes.push(0x40 | (r >> 3) << 2 | (x >> 3) << 1 | b >> 3);
         } else {
-            self.rex(bytes == 8, r, 0, b);
+            self.rex(bytes == 8, r, x, b);
         }
         self.raw(opcode);
         match rm {
             RegMem::Reg(b) => self.bytes.push(0xc0 | (r & 7) << 3 | b & 7),
             RegMem::Mem(b, disp) => self.modrm_mem(r, b, disp),
+            RegMem::Sum(b, x, disp) => self.modrm_sum(r, b, x, disp),
         }
     }
 
@@ -373,6 +400,16 @@ impl Emitter {
 
     pub(crate) fn mov_sized(&mut self, bytes: u32, dst: RegMem, src: u8) {
         self.sized(bytes, &[if bytes == 1 { 0x88 } else { 0x89 }], src, dst);
+    }
+
+    pub(crate) fn mov_imm_sized(&mut self, bytes: u32, dst: RegMem, value: i32) {
+        self.sized(bytes, &[if bytes == 1 { 0xc6 } else { 0xc7 }], 0, dst);
+        self.imm_sized(bytes, value);
+    }
+
+    /// `or [dst], src`.
+    pub(crate) fn or_sized(&mut self, bytes: u32, dst: RegMem, src: u8) {
+        self.sized(bytes, &[if bytes == 1 { 0x08 } else { 0x09 }], src, dst);
     }
 
     /// An instruction of the two-byte opcode map.

@@ -6,6 +6,7 @@
 //! flags as LAHF and SETO leave them; R15 the steps left of the budget; R10 and R11 are scratch.
 
 use crate::emit::{Alu, Emitter, cc, reg};
+use crate::memory::{TLB_HOST, TLB_WRITE};
 
 /// Scratch: an address, then what it points to.
 pub(crate) const S: u8 = reg::R10;
@@ -38,26 +39,33 @@ pub(crate) mod slot {
     /// Linear address of the running code's page.
     pub(crate) const PAGE: i32 = 40;
     pub(crate) const TLB: i32 = 48;
-    pub(crate) const JUMPS: i32 = 56;
+    /// Linear address of the pinned page, and the distance from there to its host address.
+    pub(crate) const PIN_PAGE: i32 = 56;
+    pub(crate) const PIN_DELTA: i32 = 64;
+    /// The distances of groups of accesses.
+    pub(crate) const GROUPS: i32 = 72;
+    pub(crate) const FS: i32 = GROUPS + 8 * crate::plan::GROUPS as i32;
+    pub(crate) const GS: i32 = FS + 8;
+    pub(crate) const JUMPS: i32 = GS + 8;
     /// `Cpu::code_context`.
-    pub(crate) const CONTEXT: i32 = 64;
-    pub(crate) const FS: i32 = 72;
-    pub(crate) const GS: i32 = 80;
+    pub(crate) const CONTEXT: i32 = JUMPS + 8;
     /// Address of the XMM registers in the CPU.
-    pub(crate) const XMM: i32 = 88;
+    pub(crate) const XMM: i32 = CONTEXT + 8;
     /// RFLAGS but for the arithmetic flags.
-    pub(crate) const RFLAGS: i32 = 96;
+    pub(crate) const RFLAGS: i32 = XMM + 8;
     /// 1 if CPL and IOPL allow CLI, else 0.
-    pub(crate) const MAY_CLI: i32 = 104;
+    pub(crate) const MAY_CLI: i32 = RFLAGS + 8;
     /// The [`super::Context`].
-    pub(crate) const SHARED: i32 = 112;
+    pub(crate) const SHARED: i32 = MAY_CLI + 8;
     /// The exit taken.
-    pub(crate) const SITE: i32 = 120;
+    pub(crate) const SITE: i32 = SHARED + 8;
     /// An indirect branch's target.
-    pub(crate) const TARGET: i32 = 128;
+    pub(crate) const TARGET: i32 = SITE + 8;
     /// The host's MXCSR.
-    pub(crate) const MXCSR: i32 = 136;
-    pub(crate) const BYTES: i32 = 152;
+    pub(crate) const MXCSR: i32 = TARGET + 8;
+    pub(crate) const BYTES: i32 = MXCSR + 16;
+    // With six registers and the return address above it, the frame leaves the stack aligned for calls.
+    const _: () = assert!(BYTES % 16 == 8, "the slow path is called with an aligned stack");
 }
 
 /// In and out of translated code.
@@ -79,6 +87,8 @@ pub(crate) struct Context {
     pub(crate) site: u64,
     pub(crate) target: u64,
     pub(crate) mxcsr: u64,
+    pub(crate) pin_page: u64,
+    pub(crate) pin_delta: u64,
     /// For the slow path: the CPU and its environment, while translated code runs.
     pub(crate) cpu: *mut (),
     pub(crate) env: *mut (),
@@ -103,6 +113,8 @@ impl Context {
             site: 0,
             target: 0,
             mxcsr: 0,
+            pin_page: 0,
+            pin_delta: 0,
             cpu: std::ptr::null_mut(),
             env: std::ptr::null_mut(),
             slow_calls: 0,
@@ -118,7 +130,7 @@ macro_rules! at {
 }
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 9] = [
+const COPIED: [(i32, i32); 11] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
     (slot::JUMPS, at!(jumps)),
@@ -128,14 +140,18 @@ const COPIED: [(i32, i32); 9] = [
     (slot::XMM, at!(xmm)),
     (slot::RFLAGS, at!(rflags)),
     (slot::MAY_CLI, at!(may_cli)),
+    (slot::PIN_PAGE, at!(pin_page)),
+    (slot::PIN_DELTA, at!(pin_delta)),
 ];
 
 /// What the context gets from the frame.
-const LEFT: [(i32, i32); 4] = [
+const LEFT: [(i32, i32); 6] = [
     (slot::PAGE, at!(page)),
     (slot::RFLAGS, at!(rflags)),
     (slot::SITE, at!(site)),
     (slot::TARGET, at!(target)),
+    (slot::PIN_PAGE, at!(pin_page)),
+    (slot::PIN_DELTA, at!(pin_delta)),
 ];
 
 /// Addresses of the stubs.
@@ -150,6 +166,9 @@ pub(crate) struct Stubs {
     pub(crate) slow: u64,
     /// Jumped to with a linear address in T: goes on there if the jump table knows it, or leaves.
     pub(crate) far: u64,
+    /// Called with a linear address in S. Pins its page if the TLB says that it may be stored to; then T is the place
+    /// on it, and otherwise beyond any page. Clobbers S and RFLAGS.
+    pub(crate) repin: u64,
 }
 
 /// Entries of a jump table.
@@ -288,5 +307,23 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
         e.pop(r);
     }
     e.ret();
-    Stubs { enter, exit, slow: slow_at, far }
+
+    let repin = e.here();
+    e.tlb_entry(T, S, 8 + slot::TLB);
+    e.alu_mem(Alu::Sub, S, T, TLB_WRITE);
+    e.alu_imm(Alu::Cmp, S, 4095);
+    let unknown = e.jcc(cc::A);
+    e.push(reg::RAX);
+    e.load(reg::RAX, T, TLB_WRITE);
+    e.store(reg::RSP, 16 + slot::PIN_PAGE, reg::RAX);
+    e.load(T, T, TLB_HOST);
+    e.alu(Alu::Sub, T, reg::RAX);
+    e.store(reg::RSP, 16 + slot::PIN_DELTA, T);
+    e.pop(reg::RAX);
+    e.mov(T, S);
+    e.ret();
+    e.fill(unknown);
+    e.mov_imm64(T, u64::MAX);
+    e.ret();
+    Stubs { enter, exit, slow: slow_at, far, repin }
 }

@@ -7,6 +7,8 @@
 mod cache;
 mod emit;
 mod frame;
+mod memory;
+mod plan;
 mod probe;
 mod scan;
 mod translate;

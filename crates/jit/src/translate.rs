@@ -11,6 +11,8 @@ use x86::Rflags;
 
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
+use crate::memory::tlb_tag;
+use crate::plan::{self, Checks, Group};
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
 
 /// What a translation does when it leaves.
@@ -31,8 +33,8 @@ pub(crate) enum Exit {
     /// The budget does not cover the translation.
     Budget,
     /// Goes on at a place on the same page; the jump whose distance is at this offset in the cache can be
-    /// made to lead there.
-    Link { target: u16, patch: u32 },
+    /// made to lead there, to a plain translation if it says so.
+    Link { target: u16, patch: u32, plain: bool },
     /// Goes on at this distance from the page.
     Goto { target: i64 },
     /// A branch to this distance from the page was done.
@@ -45,7 +47,7 @@ pub(crate) enum Exit {
 
 /// How to compute the flags again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Recipe {
+pub(crate) struct Recipe {
     op: RecipeOp,
     bytes: u8,
     a: u8,
@@ -53,7 +55,7 @@ struct Recipe {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RecipeOp {
+pub(crate) enum RecipeOp {
     Cmp,
     Test,
     /// `a` is the sum with `b`.
@@ -64,25 +66,17 @@ enum RecipeOp {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub(crate) enum Source {
     Gpr(u8),
     Imm(i32),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FlagState {
+pub(crate) enum FlagState {
     Home,
     Recipe(Recipe),
     /// Nobody will look.
     Dead,
-}
-
-/// Offset of the host address in an entry of `Cpu::tlb_entries`.
-const TLB_HOST: i32 = 24;
-
-/// Offset of the tag that allows an access, in the same.
-fn tlb_tag(access: Access) -> i32 {
-    if access.write { 8 } else { 0 }
 }
 
 /// The registers that hold what has no other place, in the order in which they are taken.
@@ -95,35 +89,47 @@ struct HighByte {
 }
 
 /// Code that is rarely run, emitted behind the rest.
-enum Cold {
+pub(crate) enum Cold {
     /// An access that the TLB did not serve.
     Slow { hole: Hole, back: u64, access: Access, flags: FlagState, site: u32 },
     /// Leaves.
     Leave { holes: Vec<Hole>, flags: FlagState, site: u32 },
+    /// The range of a group is not what it was hoped to be: goes on with this instruction in the plain
+    /// translation.
+    Plain { hole: Hole, flags: FlagState, index: usize },
+    /// The same for the pin, which may have to be moved first.
+    Repin { hole: Hole, back: u64, span: i32, flags: FlagState, index: usize },
     /// A conditional branch was taken.
     Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
 }
 
 /// Emits one translation.
 pub(crate) struct Gen<'a> {
-    e: Emitter,
+    pub(crate) e: Emitter,
     encoder: Encoder,
-    stubs: Stubs,
+    pub(crate) stubs: Stubs,
     sites: &'a mut Vec<Site>,
-    trace: &'a Trace,
+    pub(crate) trace: &'a Trace,
     start: u16,
     /// Steps of the whole trace.
     steps: u16,
-    cold: Vec<Cold>,
-    flags: FlagState,
+    pub(crate) cold: Vec<Cold>,
+    pub(crate) flags: FlagState,
     /// The host's RFLAGS hold the guest's flags.
-    native: bool,
+    pub(crate) native: bool,
+    /// Every access is checked by itself.
+    plain: bool,
+    /// How each instruction's accesses are checked.
+    pub(crate) checks: Vec<Checks>,
+    /// S holds the distance to the host of this group.
+    pub(crate) held: Option<Group>,
     base_offset: u32,
 }
 
 impl<'a> Gen<'a> {
     pub(crate) fn new(
         trace: &'a Trace,
+        plain: bool,
         start: u16,
         stubs: Stubs,
         sites: &'a mut Vec<Site>,
@@ -141,6 +147,9 @@ impl<'a> Gen<'a> {
             cold: Vec::new(),
             flags: FlagState::Home,
             native: false,
+            plain,
+            checks: if plain { plan::plain(&trace.insns) } else { plan::plan(&trace.insns) },
+            held: None,
             base_offset,
         }
     }
@@ -174,13 +183,13 @@ impl<'a> Gen<'a> {
         self.e.bytes
     }
 
-    fn site(&mut self, at: u16, undo: u16, exit: Exit) -> u32 {
+    pub(crate) fn site(&mut self, at: u16, undo: u16, exit: Exit) -> u32 {
         self.sites.push(Site { at, undo, exit });
         self.sites.len() as u32 - 1
     }
 
     /// Steps that were charged and are not done before instruction `index`.
-    fn undo(&self, index: usize) -> u16 {
+    pub(crate) fn undo(&self, index: usize) -> u16 {
         self.steps - index as u16
     }
 
@@ -189,7 +198,7 @@ impl<'a> Gen<'a> {
     }
 
     /// Leaves before instruction `index`, unless the branch that `hole` belongs to is not taken.
-    fn leave_before(&mut self, index: usize, holes: Vec<Hole>) {
+    pub(crate) fn leave_before(&mut self, index: usize, holes: Vec<Hole>) {
         let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
         self.cold.push(Cold::Leave { holes, flags: self.flags, site });
     }
@@ -205,6 +214,15 @@ impl<'a> Gen<'a> {
                 let done = self.e.jcc(cc::NE);
                 self.e.fill_to(done, back);
                 self.leave_with(flags, site);
+            }
+            Cold::Plain { hole, flags, index } => {
+                self.e.fill(hole);
+                self.go_plain(flags, index);
+            }
+            Cold::Repin { hole, back, span, flags, index } => {
+                self.e.fill(hole);
+                self.repin(back, span);
+                self.go_plain(flags, index);
             }
             Cold::Leave { holes, flags, site } => {
                 holes.into_iter().for_each(|hole| self.e.fill(hole));
@@ -225,10 +243,7 @@ impl<'a> Gen<'a> {
     }
 
     fn leave_with(&mut self, flags: FlagState, site: u32) {
-        if let FlagState::Recipe(recipe) = flags {
-            self.recompute(recipe);
-            self.e.save_flags();
-        }
+        self.bring_home(flags);
         self.leave(site);
     }
 
@@ -241,22 +256,25 @@ impl<'a> Gen<'a> {
     /// translation.
     fn go_on_at(&mut self, target: u64, at: u16, exit: Exit) {
         match page_place(target) {
-            Some(place) if place == self.start => {
+            Some(place) if place == self.start && !self.plain => {
                 let head = self.e.base;
                 self.e.jmp_to(head);
             }
-            Some(place) => {
-                let hole = self.e.jmp();
-                let patch = self.base_offset + hole.0 as u32;
-                self.e.fill(hole);
-                let site = self.site(at, 0, Exit::Link { target: place, patch });
-                self.leave(site);
-            }
+            Some(place) => self.link(at, place, false),
             None => {
                 self.page_address(T, target);
                 self.far(at, exit);
             }
         }
+    }
+
+    /// Goes on at another place on the page, by a jump that is made to lead there the first time.
+    pub(crate) fn link(&mut self, at: u16, target: u16, plain: bool) {
+        let hole = self.e.jmp();
+        let patch = self.base_offset + hole.0 as u32;
+        self.e.fill(hole);
+        let site = self.site(at, 0, Exit::Link { target, patch, plain });
+        self.leave(site);
     }
 
     /// Goes on at the linear address in T, after the branch at `at`.
@@ -267,7 +285,7 @@ impl<'a> Gen<'a> {
     }
 
     /// `dst` = the address at a distance from the running code's page.
-    fn page_address(&mut self, dst: u8, distance: u64) {
+    pub(crate) fn page_address(&mut self, dst: u8, distance: u64) {
         self.e.load(dst, reg::RSP, slot::PAGE);
         let distance = i32::try_from(distance as i64).expect("checked when the trace was read");
         self.e.lea(dst, dst, distance);
@@ -329,7 +347,7 @@ impl<'a> Gen<'a> {
         }
     }
 
-    fn recompute(&mut self, recipe: Recipe) {
+    pub(crate) fn recompute(&mut self, recipe: Recipe) {
         let Recipe { op, bytes, a, b } = recipe;
         let bytes = u32::from(bytes);
         let in_place = matches!(op, RecipeOp::Cmp | RecipeOp::Test);
@@ -403,55 +421,8 @@ impl<'a> Gen<'a> {
         (!is_spoiled).then_some(recipe)
     }
 
-    // ---- memory
-
-    /// S = the linear address of the memory operand. Leaves RFLAGS alone but for a segment base.
-    fn linear_address(&mut self, ins: &Instruction) {
-        self.effective_address(ins, S);
-        let base = match ins.memory_segment() {
-            Register::FS => slot::FS,
-            Register::GS => slot::GS,
-            _ => return,
-        };
-        self.e.alu_mem(Alu::Add, S, reg::RSP, base);
-        self.native = false;
-    }
-
-    /// `dst` (S or a register that is not part of the address) = the offset of the memory operand. Uses T.
-    fn effective_address(&mut self, ins: &Instruction, dst: u8) {
-        let (base, index) = (ins.memory_base(), ins.memory_index());
-        let displacement = ins.memory_displacement64();
-        if base == Register::RIP {
-            return self.page_address(dst, displacement);
-        }
-        let narrow = base.size() == 4
-            || index.size() == 4
-            || base == Register::None && index == Register::None && ins.memory_displ_size() == 4;
-        let displacement = if base == Register::None && index == Register::None {
-            displacement as i64
-        } else {
-            displacement as i32 as i64
-        };
-        let scale = ins.memory_index_scale().trailing_zeros() as u8;
-        let base = (base != Register::None).then(|| self.in_register(base.number() as u8, S));
-        let index = (index != Register::None).then(|| self.in_register(index.number() as u8, T));
-        match (base, index) {
-            (None, None) => return self.e.mov_imm64(dst, displacement as u64),
-            (Some(base), None) if displacement == 0 && !narrow => {
-                if base != dst {
-                    self.e.mov(dst, base);
-                }
-            }
-            (Some(base), None) => self.e.lea(dst, base, displacement as i32),
-            (base, Some(index)) => self.e.lea_index(dst, base, index, scale, displacement as i32),
-        }
-        if narrow {
-            self.e.mov32(dst, dst);
-        }
-    }
-
     /// The host register that holds a guest register; if it has none, its value in `scratch`.
-    fn in_register(&mut self, number: u8, scratch: u8) -> u8 {
+    pub(crate) fn in_register(&mut self, number: u8, scratch: u8) -> u8 {
         match home(number) {
             Home::Reg(r) => r,
             Home::Slot(from) => {
@@ -459,44 +430,6 @@ impl<'a> Gen<'a> {
                 scratch
             }
         }
-    }
-
-    /// S = host address for an access at the linear address in S by instruction `index`. Uses T and RFLAGS.
-    fn check(&mut self, index: usize, access: Access) {
-        self.native = false;
-        if access.aligned {
-            self.e.test_imm_sized(1, S, 15);
-            let hole = self.e.jcc(cc::NE);
-            self.leave_before(index, vec![hole]);
-        }
-        self.e.mov(T, S);
-        self.e.shift(5, T, 8);
-        self.e.alu(Alu::Xor, T, S);
-        self.e.alu_imm(Alu::And, T, 0xff000);
-        self.e.shift(5, T, 7);
-        self.e.alu_mem(Alu::Add, T, reg::RSP, slot::TLB);
-        self.e.alu_mem(Alu::Sub, S, T, tlb_tag(access));
-        self.e.alu_imm(Alu::Cmp, S, 4096 - access.bytes as i32);
-        let hole = self.e.jcc(cc::A);
-        self.e.alu_mem(Alu::Add, S, T, TLB_HOST);
-        let back = self.e.here();
-        let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
-        self.cold.push(Cold::Slow { hole, back, access, flags: self.flags, site });
-    }
-
-    /// S = host address of the memory operand of instruction `index`, if it has one.
-    fn operand(&mut self, index: usize) {
-        let insn = &self.trace.insns[index];
-        if let Some(access) = insn.access {
-            self.linear_address(&insn.ins);
-            self.check(index, access);
-        }
-    }
-
-    /// S = host address of the 8 bytes at RSP plus `delta`.
-    fn stack(&mut self, index: usize, delta: i32, write: bool) {
-        self.e.lea(S, reg::R9, delta);
-        self.check(index, Access { bytes: 8, write, aligned: false });
     }
 
     // ---- instructions
@@ -532,15 +465,14 @@ impl<'a> Gen<'a> {
                 self.e.and_imm_mem(reg::RSP, slot::RFLAGS, !(Rflags::IF as i32));
             }
             Kind::Pop => {
-                self.stack(index, 0, false);
-                self.e.load(T, S, 0);
+                let top = self.stack(index, 4, 0, false);
+                self.e.load_sized(8, T, top);
                 self.e.lea(reg::R9, reg::R9, 8);
                 self.set_gpr(ins.op0_register().number() as u8, T);
             }
             Kind::Leave => {
-                self.e.mov(S, reg::RBP);
-                self.check(index, Access { bytes: 8, write: false, aligned: false });
-                self.e.load(T, S, 0);
+                let top = self.stack(index, 5, 0, false);
+                self.e.load_sized(8, T, top);
                 self.e.lea(reg::R9, reg::RBP, 8);
                 self.e.mov(reg::RBP, T);
             }
@@ -587,8 +519,8 @@ impl<'a> Gen<'a> {
             }
             Kind::Ret => {
                 self.settle_flags();
-                self.stack(index, 0, false);
-                self.e.load(T, S, 0);
+                let top = self.stack(index, 4, 0, false);
+                self.e.load_sized(8, T, top);
                 let extra = if ins.op_count() > 0 { i32::from(ins.immediate16()) } else { 0 };
                 self.e.lea(reg::R9, reg::R9, 8 + extra);
                 self.far(insn.at, Exit::Indirect { rsp: -i64::from(8 + extra) });
@@ -596,22 +528,26 @@ impl<'a> Gen<'a> {
         }
     }
 
-    /// The host's instruction on the host's registers. Memory operands are at S. A high byte that it has
+    /// The host's instruction on the host's registers, its memory operand at `place`. A high byte that it has
     /// written is left as the low byte of a scratch register, for [`Gen::put_back`].
-    fn encode(&mut self, index: usize) -> Option<HighByte> {
+    fn encode(&mut self, index: usize, place: Option<RegMem>) -> Option<HighByte> {
         let insn = &self.trace.insns[index];
-        let has_memory = insn.access.is_some();
         let mut ins = ordinary(&insn.ins);
         ins.set_has_lock_prefix(false);
         ins.set_has_rep_prefix(false);
         ins.set_has_repne_prefix(false);
         ins.set_segment_prefix(Register::None);
-        if has_memory {
-            ins.set_memory_base(Register::R10);
-            ins.set_memory_index(Register::None);
+        let (base, memory_index, distance) = match place {
+            Some(RegMem::Mem(base, distance)) => (Some(base), None, distance),
+            Some(RegMem::Sum(base, index, distance)) => (Some(base), Some(index), distance),
+            _ => (None, None, 0),
+        };
+        if let Some(base) = base {
+            ins.set_memory_base(sized_register(base, 8));
+            ins.set_memory_index(memory_index.map_or(Register::None, |it| sized_register(it, 8)));
             ins.set_memory_index_scale(1);
-            ins.set_memory_displacement64(0);
-            ins.set_memory_displ_size(0);
+            ins.set_memory_displacement64(distance as u64);
+            ins.set_memory_displ_size(u32::from(distance != 0));
         }
         // What is in T and in S: registers without a home, and high bytes, turned to be low ones.
         let mut scratches: [Option<Register>; 2] = [None, None];
@@ -629,6 +565,9 @@ impl<'a> Gen<'a> {
                     let place = known.unwrap_or_else(|| {
                         let free = usize::from(scratches[0].is_some());
                         scratches[free] = Some(key);
+                        if SCRATCHES[free] == S {
+                            self.held = None;
+                        }
                         match at {
                             Home::Reg(r) => self.e.mov(SCRATCHES[free], r),
                             Home::Slot(from) => self.e.load(SCRATCHES[free], reg::RSP, from),
@@ -684,12 +623,12 @@ impl<'a> Gen<'a> {
     }
 
     fn copy(&mut self, index: usize) {
-        self.operand(index);
+        let place = self.operand(index);
         let insn = &self.trace.insns[index];
         // Those that it leaves alone are saved together with those that it writes.
         let kept = if insn.live & insn.writes == 0 { 0 } else { insn.live & !insn.writes };
         self.want_flags(insn.reads | kept);
-        let high = self.encode(index);
+        let high = self.encode(index, place);
         if insn.writes != 0 {
             let with_af =
                 matches!(insn.ins.mnemonic(), Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar);
@@ -700,10 +639,10 @@ impl<'a> Gen<'a> {
 
     fn shift_by_cl(&mut self, index: usize) {
         let insn = &self.trace.insns[index];
-        self.operand(index);
+        let place = self.operand(index);
         self.native = false;
         if insn.live == 0 {
-            self.encode(index);
+            self.encode(index, place);
             self.flags = FlagState::Dead;
             return;
         }
@@ -712,12 +651,12 @@ impl<'a> Gen<'a> {
         let bytes = operand_bytes(&insn.ins);
         self.e.test_imm_sized(1, reg::RCX, if bytes == 8 { 63 } else { 31 });
         let zero = self.e.jcc(cc::E);
-        self.encode(index);
+        self.encode(index, place);
         self.e.save_flags();
         self.e.clear_saved_af();
         let done = self.e.jmp();
         self.e.fill(zero);
-        self.encode(index);
+        self.encode(index, place);
         self.e.fill(done);
         self.native = false;
     }
@@ -736,8 +675,8 @@ impl<'a> Gen<'a> {
     }
 
     fn imul_to(&mut self, index: usize) {
-        self.operand(index);
-        self.encode(index);
+        let place = self.operand(index);
+        self.encode(index, place);
         let insn = &self.trace.insns[index];
         let register = insn.ins.op0_register();
         let low = match home(register.full_register().number() as u8) {
@@ -749,12 +688,9 @@ impl<'a> Gen<'a> {
 
     /// Where the only operand of instruction `index` is, its memory checked.
     fn single_operand(&mut self, index: usize) -> RegMem {
-        self.operand(index);
+        let place = self.operand(index);
         let ins = &self.trace.insns[index].ins;
-        match ins.op0_kind() {
-            OpKind::Memory => RegMem::Mem(S, 0),
-            _ => at_home(ins.op0_register().full_register().number() as u8),
-        }
+        place.unwrap_or_else(|| at_home(ins.op0_register().full_register().number() as u8))
     }
 
     fn mul_wide(&mut self, index: usize, signed: bool) {
@@ -797,7 +733,7 @@ impl<'a> Gen<'a> {
     fn bit_scan(&mut self, index: usize) {
         let insn = &self.trace.insns[index];
         let is_live = insn.live != 0;
-        self.operand(index);
+        let place = self.operand(index);
         if is_live {
             self.settle_flags();
             self.flags = FlagState::Home;
@@ -805,10 +741,8 @@ impl<'a> Gen<'a> {
             self.flags = FlagState::Dead;
         }
         let ins = &insn.ins;
-        let operand = match ins.op1_kind() {
-            OpKind::Memory => RegMem::Mem(S, 0),
-            _ => at_home(ins.op1_register().full_register().number() as u8),
-        };
+        let operand =
+            place.unwrap_or_else(|| at_home(ins.op1_register().full_register().number() as u8));
         let register = ins.op0_register();
         let bytes = register.size() as u32;
         let opcode = if ins.mnemonic() == Mnemonic::Bsf { 0xbc } else { 0xbd };
@@ -871,31 +805,32 @@ impl<'a> Gen<'a> {
     }
 
     fn cmpxchg(&mut self, index: usize) {
-        self.operand(index);
+        let place = self.operand(index);
         self.e.mov(reg::RAX, reg::R8);
-        self.encode(index);
+        self.encode(index, place);
         self.e.mov(reg::R8, reg::RAX);
         self.note_flags(index, false);
     }
 
     /// XCHG with memory. The host's own would lock the bus, which nobody else is on.
     fn exchange(&mut self, index: usize) {
-        self.operand(index);
+        let place = self.operand(index).expect("one of two operands is memory");
         let ins = &self.trace.insns[index].ins;
         let bytes = operand_bytes(ins);
         let at =
             if ins.op0_kind() == OpKind::Memory { ins.op1_register() } else { ins.op0_register() };
         let number = at.full_register().number() as u8;
-        self.e.load_sized(bytes, T, RegMem::Mem(S, 0));
+        self.e.load_sized(bytes, T, place);
         match home(number) {
             Home::Reg(r) => {
-                self.e.mov_sized(bytes, RegMem::Mem(S, 0), r);
+                self.e.mov_sized(bytes, place, r);
                 self.e.mov_sized(bytes, RegMem::Reg(r), T);
             }
             Home::Slot(at) => {
                 self.e.store(reg::RSP, slot::TARGET, T);
                 self.e.load(T, reg::RSP, at);
-                self.e.mov_sized(bytes, RegMem::Mem(S, 0), T);
+                self.e.mov_sized(bytes, place, T);
+                self.held = None;
                 self.e.load(S, reg::RSP, slot::TARGET);
                 self.e.mov_sized(bytes, RegMem::Reg(T), S);
                 self.e.store(reg::RSP, at, T);
@@ -905,41 +840,40 @@ impl<'a> Gen<'a> {
 
     fn push(&mut self, index: usize) {
         let ins = self.trace.insns[index].ins;
-        let is_memory = ins.op0_kind() == OpKind::Memory;
-        if is_memory {
-            self.operand(index);
-            self.e.load(T, S, 0);
+        if let Some(place) = self.operand(index) {
+            self.e.load_sized(8, T, place);
             self.e.store(reg::RSP, slot::TARGET, T);
         }
-        self.stack(index, -8, true);
+        let top = self.stack(index, 4, -8, true);
         match ins.op0_kind() {
             OpKind::Memory => {
                 self.e.load(T, reg::RSP, slot::TARGET);
-                self.e.store(S, 0, T);
+                self.e.mov_sized(8, top, T);
             }
             OpKind::Register => {
                 let value = self.in_register(ins.op0_register().number() as u8, T);
-                self.e.store(S, 0, value);
+                self.e.mov_sized(8, top, value);
             }
-            _ => self.e.store_imm64(S, 0, ins.immediate(0) as i32),
+            _ => self.e.mov_imm_sized(8, top, ins.immediate(0) as i32),
         }
         self.e.lea(reg::R9, reg::R9, -8);
     }
 
     fn push_flags(&mut self, index: usize) {
         self.settle_flags();
-        self.stack(index, -8, true);
+        self.native = false;
+        let top = self.stack(index, 4, -8, true);
         self.e.load(T, reg::RSP, slot::RFLAGS);
-        self.e.store(S, 0, T);
+        self.e.mov_sized(8, top, T);
         self.e.mov(T, reg::RAX);
         self.e.alu_imm(Alu::And, T, 1);
         self.e.shift(4, T, 11);
-        self.e.or_mem(S, 0, T);
+        self.e.or_sized(8, top, T);
         self.e.mov(T, reg::RAX);
         self.e.shift(5, T, 8);
         // Of what LAHF leaves: SF, ZF, AF, PF, CF.
         self.e.alu_imm(Alu::And, T, 0xd5);
-        self.e.or_mem(S, 0, T);
+        self.e.or_sized(8, top, T);
         self.e.lea(reg::R9, reg::R9, -8);
     }
 
@@ -953,11 +887,16 @@ impl<'a> Gen<'a> {
     fn lea(&mut self, ins: &Instruction) {
         let register = ins.op0_register();
         let number = register.number() as u8;
-        self.effective_address(ins, S);
+        if let (Home::Reg(r), 4 | 8) = (home(number), register.size()) {
+            self.effective_address(ins, r, 0);
+            if register.size() == 4 {
+                self.e.mov32(r, r);
+            }
+            return;
+        }
+        self.effective_address(ins, S, 0);
         match (register.size(), home(number)) {
-            (8, Home::Reg(r)) => self.e.mov(r, S),
             (8, Home::Slot(at)) => self.e.store(reg::RSP, at, S),
-            (4, Home::Reg(r)) => self.e.mov32(r, S),
             (4, Home::Slot(at)) => {
                 self.e.mov32(S, S);
                 self.e.store(reg::RSP, at, S);
@@ -969,10 +908,12 @@ impl<'a> Gen<'a> {
 
     /// T = the target of an indirect branch.
     fn branch_target(&mut self, index: usize) {
-        self.operand(index);
+        let place = self.operand(index);
         let ins = self.trace.insns[index].ins;
+        if let Some(place) = place {
+            return self.e.load_sized(8, T, place);
+        }
         match ins.op0_kind() {
-            OpKind::Memory => self.e.load(T, S, 0),
             OpKind::Register => match home(ins.op0_register().number() as u8) {
                 Home::Reg(r) => self.e.mov(T, r),
                 Home::Slot(at) => self.e.load(T, reg::RSP, at),
@@ -987,6 +928,7 @@ impl<'a> Gen<'a> {
             self.branch_target(index);
             // The push must not happen if the branch faults, as it does for an address that is not
             // canonical.
+            self.held = None;
             self.e.mov(S, T);
             self.e.shift(7, S, 47);
             self.e.alu_imm(Alu::Add, S, 1);
@@ -995,9 +937,9 @@ impl<'a> Gen<'a> {
             self.leave_before(index, vec![hole]);
             self.e.store(reg::RSP, slot::TARGET, T);
         }
-        self.stack(index, -8, true);
+        let top = self.stack(index, 4, -8, true);
         self.page_address(T, u64::from(next));
-        self.e.store(S, 0, T);
+        self.e.mov_sized(8, top, T);
         self.e.lea(reg::R9, reg::R9, -8);
         match near {
             Some(place) => self.branch_to(u64::from(place), at),
@@ -1156,7 +1098,7 @@ mod tests {
         let stubs = emit_stubs(&mut emitter, 0);
         let one = |start: u16| {
             let trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
-            Gen::new(&trace, start, stubs, &mut Vec::new(), 0x20_0000, 0x10_0000).run().len()
+            Gen::new(&trace, false, start, stubs, &mut Vec::new(), 0x20_0000, 0x10_0000).run().len()
         };
         (0..4096).map(one).max().expect("there are offsets")
     }

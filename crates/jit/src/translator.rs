@@ -20,6 +20,8 @@ const CACHE_BYTES: usize = 64 << 20;
 pub(crate) const TRANSLATION_BYTES_MAX: usize = 64 << 10;
 /// A budget that is as good as none.
 const BUDGET_MAX: u64 = 1 << 48;
+/// Marks a plain translation beside the bits of [`CodePlace::meaning`].
+const PLAIN: u32 = 1 << 31;
 /// All exceptions are masked.
 const MXCSR_MASKS: u32 = 0x1f80;
 
@@ -133,15 +135,16 @@ impl Translator {
             return Some(jump.code);
         }
         let place = cpu.code_place(mem, linear)?;
-        let code = self.block(cpu, mem, place);
+        let code = self.block(cpu, mem, place, false);
         // Walking the tables for a fetch may have changed what holds.
         let context = cpu.code_context(linear);
         self.jumps[jump_index(linear)] = Jump { linear, context, code, page: linear & !0xfff };
         Some(code)
     }
 
-    fn block(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, place: CodePlace) -> u64 {
-        let key = (place.ram.0, place.meaning);
+    fn block(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, place: CodePlace, plain: bool) -> u64 {
+        let meaning = place.meaning | if plain { PLAIN } else { 0 };
+        let key = (place.ram.0, meaning);
         if let Some(offset) = self.blocks.get(&key) {
             return self.memory.base() + u64::from(*offset);
         }
@@ -153,7 +156,8 @@ impl Translator {
         let trace = scan(mem.page(page), start, place.meaning, self.trace_max);
         let offset = self.used;
         let base = self.memory.base() + offset as u64;
-        let bytes = Gen::new(&trace, start, self.stubs, &mut self.sites, base, offset as u32).run();
+        let bytes =
+            Gen::new(&trace, plain, start, self.stubs, &mut self.sites, base, offset as u32).run();
         assert!(bytes.len() <= TRANSLATION_BYTES_MAX, "a translation of {} bytes", bytes.len());
         self.memory.write(offset, &bytes);
         self.translations += 1;
@@ -167,7 +171,7 @@ impl Translator {
             cpu.note_code(mem, page, usize::from(at), usize::from(at) + INSTRUCTION_BYTES_MAX);
         }
         self.blocks.insert(key, offset as u32);
-        self.pages.entry(page).or_default().push((start, place.meaning));
+        self.pages.entry(page).or_default().push((start, meaning));
         base
     }
 
@@ -222,13 +226,21 @@ impl Engine for Translator {
         let mut rip = cpu.rip();
         // The jump that led here and can be made to lead on without leaving.
         let mut patch = None;
+        let mut plain = false;
+        let mut pinned_in = None;
         let next = loop {
             // Looking for the next code may set Accessed, so its instruction has to be within the budget.
             if self.context.budget == 0 {
                 break Next::Again;
             }
             let clears = self.clears;
-            let Some(code) = self.find(cpu, env.mem, rip) else { break Next::Block };
+            let found = if std::mem::take(&mut plain) {
+                let place = cpu.code_place(env.mem, rip);
+                place.map(|place| self.block(cpu, env.mem, place, true))
+            } else {
+                self.find(cpu, env.mem, rip)
+            };
+            let Some(code) = found else { break Next::Block };
             if cpu.has_attention() {
                 break Next::Again;
             }
@@ -236,6 +248,15 @@ impl Engine for Translator {
                 && clears == self.clears
             {
                 self.link(at, code);
+            }
+            if pinned_in != Some(cpu.tlb_state()) {
+                // Without a page to pin there are no groups, and the interpreter will find one.
+                let Some((page, host)) = cpu.writable_page(self.context.gpr[4]) else {
+                    break Next::Block;
+                };
+                self.context.pin_page = page;
+                self.context.pin_delta = host.wrapping_sub(page);
+                pinned_in = Some(cpu.tlb_state());
             }
             self.context.page = rip & !0xfff;
             self.context.context = cpu.code_context(rip);
@@ -253,9 +274,10 @@ impl Engine for Translator {
                 Exit::Interpret => break Next::Instruction,
                 Exit::Budget => break Next::Block,
                 Exit::Dropped => {}
-                Exit::Link { target, patch: at } => {
+                Exit::Link { target, patch: at, plain: to_plain } => {
                     rip = page + u64::from(target);
                     patch = Some(at);
+                    plain = to_plain;
                 }
                 Exit::Goto { target } => rip = page.wrapping_add_signed(target),
                 Exit::Branch { target } => {

@@ -1,0 +1,289 @@
+//! Which accesses of a trace need a check of their own.
+//!
+//! Accesses at known distances from each other form a *group*: the first one, the leader, has the whole range
+//! checked that the group may touch, and remembers how far the host's page is from the guest's; the others go
+//! straight to memory. Registers are followed symbolically, as an unknown value plus a distance, so
+//! pushes and pops, and frame pointers that were copied from RSP, belong to one group. Groups near RSP use the
+//! *pin*: a writable page that the TLB knows, remembered from trace to trace.
+//!
+//! A group is only a guess: a range that reaches over the end of a page has all its accesses checked one by one
+//! in a second translation of the same code, the plain one.
+
+use x86::iced::{Code, Instruction, Mnemonic, OpKind, Register};
+
+use crate::scan::{Access, Insn, Kind};
+
+/// Bytes that a group may reach over: more would often end on another page.
+const SPAN_MAX: i64 = 512;
+const DISPLACEMENT_MAX: u64 = 1 << 30;
+/// Groups of one trace that are remembered at the same time, beside those of the stack.
+pub(crate) const GROUPS: usize = 8;
+
+/// How an access is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// By itself.
+    Alone,
+    /// For its whole group: `span` bytes from `from`, which is relative to its own address.
+    Leader { group: Group, from: i32, span: i32 },
+    /// By its leader.
+    Follower(Group),
+}
+
+/// What remembers the distance from guest to host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// The pin.
+    Stack,
+    /// A place in the frame.
+    Slot(u8),
+}
+
+/// The checks of one instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Checks {
+    /// Of its memory operand.
+    pub(crate) operand: Check,
+    /// Of what it pushes or pops.
+    pub(crate) stack: Check,
+}
+
+const ALONE: Checks = Checks { operand: Check::Alone, stack: Check::Alone };
+
+/// A register's value: an unknown one, by number, and a distance from it. Distances are sums of as many
+/// 32-bit constants as a trace has instructions, so they are far from overflowing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Value {
+    unknown: u32,
+    distance: i64,
+}
+
+/// The unknown part of an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Origin {
+    base: u32,
+    /// With the scale.
+    index: Option<(u32, u32)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Operand,
+    Stack,
+}
+
+/// A group under construction.
+struct Open {
+    origin: Origin,
+    group: Group,
+    may_store: bool,
+    leader: (usize, Part),
+    /// Distances from the origin.
+    leader_at: i64,
+    low: i64,
+    high: i64,
+    followers: usize,
+}
+
+/// The page of the running code among the unknown values, of which the registers' at the start are the first.
+const PAGE: u32 = 16;
+
+struct Planner {
+    values: [Value; 16],
+    unknowns: u32,
+    open: Vec<Open>,
+    checks: Vec<Checks>,
+}
+
+/// Decides on the accesses of a trace.
+pub(crate) fn plan(insns: &[Insn]) -> Vec<Checks> {
+    let mut planner = Planner {
+        values: std::array::from_fn(|n| Value { unknown: n as u32, distance: 0 }),
+        unknowns: PAGE + 1,
+        open: Vec::new(),
+        checks: vec![ALONE; insns.len()],
+    };
+    for (index, insn) in insns.iter().enumerate() {
+        planner.accesses(index, insn);
+        planner.step(insn);
+    }
+    while let Some(open) = planner.open.pop() {
+        planner.close(&open);
+    }
+    planner.checks
+}
+
+/// Every access of a trace checked by itself.
+pub(crate) fn plain(insns: &[Insn]) -> Vec<Checks> {
+    vec![ALONE; insns.len()]
+}
+
+impl Planner {
+    fn accesses(&mut self, index: usize, insn: &Insn) {
+        if let Some(access) = insn.access
+            && let Some((origin, distance)) = self.origin(&insn.ins)
+        {
+            self.access((index, Part::Operand), origin, distance, access);
+        }
+        let (register, distance, write) = match insn.kind {
+            Kind::Push | Kind::PushFlags | Kind::Call | Kind::CallIndirect => (4, -8, true),
+            Kind::Pop | Kind::Ret => (4, 0, false),
+            Kind::Leave => (5, 0, false),
+            _ => return,
+        };
+        let Value { unknown, distance: known } = self.values[register];
+        let origin = Origin { base: unknown, index: None };
+        let access = Access { bytes: 8, write, aligned: false };
+        self.access((index, Part::Stack), origin, known + distance, access);
+    }
+
+    /// The address of a memory operand, if it is the sum of registers in 64 bits.
+    fn origin(&self, ins: &Instruction) -> Option<(Origin, i64)> {
+        let (base, index) = (ins.memory_base(), ins.memory_index());
+        let displacement = ins.memory_displacement64() as i64;
+        if matches!(ins.memory_segment(), Register::FS | Register::GS) {
+            return None;
+        }
+        // What is added to it must not overflow.
+        if displacement.unsigned_abs() > DISPLACEMENT_MAX {
+            return None;
+        }
+        if base == Register::RIP {
+            return Some((Origin { base: PAGE, index: None }, displacement));
+        }
+        if base.size() != 8 || index != Register::None && index.size() != 8 {
+            return None;
+        }
+        let base = self.values[base.number()];
+        let mut distance = base.distance + displacement;
+        let index = (index != Register::None).then(|| {
+            let value = self.values[index.number()];
+            let scale = ins.memory_index_scale();
+            distance += value.distance * i64::from(scale);
+            (value.unknown, scale)
+        });
+        Some((Origin { base: base.unknown, index }, distance))
+    }
+
+    fn access(&mut self, place: (usize, Part), origin: Origin, at: i64, access: Access) {
+        let is_stack = origin.index.is_none() && origin.base == self.values[4].unknown;
+        let end = at + i64::from(access.bytes);
+        if let Some(known) = self.open.iter().position(|open| open.origin == origin) {
+            let open = &mut self.open[known];
+            let (low, high) = (open.low.min(at), open.high.max(end));
+            if high - low <= SPAN_MAX && (open.may_store || !access.write) {
+                (open.low, open.high) = (low, high);
+                open.followers += 1;
+                let check = Check::Follower(open.group);
+                return self.set(place, check);
+            }
+            let open = self.open.remove(known);
+            self.close(&open);
+        }
+        let group = if is_stack {
+            // There is one pin, and the new leader may move it.
+            if let Some(other) = self.open.iter().position(|open| open.group == Group::Stack) {
+                let open = self.open.remove(other);
+                self.close(&open);
+            }
+            Group::Stack
+        } else {
+            let slots_in_use =
+                |slot: &u8| self.open.iter().any(|open| open.group == Group::Slot(*slot));
+            match (0..GROUPS as u8).find(|slot| !slots_in_use(slot)) {
+                Some(slot) => Group::Slot(slot),
+                None => {
+                    let oldest = self.open.iter().position(|open| open.group != Group::Stack);
+                    let open = self.open.remove(oldest.expect("all slots are in use"));
+                    self.close(&open);
+                    open.group
+                }
+            }
+        };
+        self.open.push(Open {
+            origin,
+            group,
+            may_store: is_stack || access.write,
+            leader: place,
+            leader_at: at,
+            low: at,
+            high: end,
+            followers: 0,
+        });
+    }
+
+    /// Nothing more joins this group.
+    fn close(&mut self, open: &Open) {
+        if open.followers == 0 && open.group != Group::Stack {
+            return;
+        }
+        let from = (open.low - open.leader_at) as i32;
+        let span = (open.high - open.low) as i32;
+        self.set(open.leader, Check::Leader { group: open.group, from, span });
+    }
+
+    fn set(&mut self, (index, part): (usize, Part), check: Check) {
+        match part {
+            Part::Operand => self.checks[index].operand = check,
+            Part::Stack => self.checks[index].stack = check,
+        }
+    }
+
+    /// What the instruction does to the registers.
+    fn step(&mut self, insn: &Insn) {
+        let result = self.known_result(insn);
+        for number in 0..16 {
+            if insn.sets >> number & 1 != 0 {
+                self.values[number] = Value { unknown: self.unknowns, distance: 0 };
+                self.unknowns += 1;
+            }
+        }
+        for (number, value) in result.into_iter().flatten() {
+            self.values[number] = value;
+        }
+    }
+
+    /// The registers of which more is known after the instruction than that they were written.
+    fn known_result(&self, insn: &Insn) -> [Option<(usize, Value)>; 2] {
+        let ins = &insn.ins;
+        let moved = |from: usize, by: i64| {
+            let Value { unknown, distance } = self.values[from];
+            Value { unknown, distance: distance + by }
+        };
+        let target = || ins.op0_register().number();
+        let one = |number, value| [Some((number, value)), None];
+        match insn.kind {
+            Kind::Push | Kind::PushFlags => one(4, moved(4, -8)),
+            Kind::Pop if ins.op0_register() == Register::RSP => [None; 2],
+            Kind::Pop => one(4, moved(4, 8)),
+            Kind::Leave => one(4, moved(5, 8)),
+            Kind::Lea
+                if ins.op0_register().is_gpr64()
+                    && ins.memory_base().is_gpr64()
+                    && ins.memory_index() == Register::None =>
+            {
+                let by = i64::from(ins.memory_displacement64() as i32);
+                one(target(), moved(ins.memory_base().number(), by))
+            }
+            Kind::Copy if ins.op0_kind() == OpKind::Register && ins.op0_register().is_gpr64() => {
+                let by = || ins.immediate(1) as i64;
+                let is_constant = ins.op_count() == 2
+                    && !matches!(ins.op1_kind(), OpKind::Register | OpKind::Memory);
+                match ins.mnemonic() {
+                    Mnemonic::Add if is_constant => one(target(), moved(target(), by())),
+                    Mnemonic::Sub if is_constant => one(target(), moved(target(), -by())),
+                    Mnemonic::Inc => one(target(), moved(target(), 1)),
+                    Mnemonic::Dec => one(target(), moved(target(), -1)),
+                    Mnemonic::Mov
+                        if matches!(ins.code(), Code::Mov_r64_rm64 | Code::Mov_rm64_r64)
+                            && ins.op1_kind() == OpKind::Register =>
+                    {
+                        one(target(), moved(ins.op1_register().number(), 0))
+                    }
+                    _ => [None; 2],
+                }
+            }
+            _ => [None; 2],
+        }
+    }
+}
