@@ -11,9 +11,9 @@
 //! instruction that the engine leaves to the interpreter, so it need not look. What can change under it
 //! is code: a store of its own that hits a page with marks on code is left to the interpreter too.
 
-use base::{Gpa, PAGE_SIZE};
+use base::{Gpa, Icount, PAGE_SIZE};
 use mem::{GuestMem, RamOffset, WatchedWrite};
-use x86::Rflags;
+use x86::{Cr4, Rflags};
 
 use crate::access::is_canonical;
 use crate::decode::ModeKey;
@@ -136,9 +136,32 @@ impl Cpu {
         self.flags = Flags::from_rflags(status & Rflags::STATUS);
     }
 
-    /// Clears RFLAGS.IF, which never needs anybody's attention.
-    pub fn disable_interrupts(&mut self) {
-        self.rflags &= !Rflags::IF;
+    /// Takes over from `rflags` what never needs anybody's attention: IF and DF cleared.
+    pub fn set_quiet_flags(&mut self, rflags: u64) {
+        self.rflags &= rflags | !(Rflags::IF | Rflags::DF);
+    }
+
+    /// True if RDTSC and RDTSCP do not fault.
+    #[must_use]
+    pub fn may_read_time(&self) -> bool {
+        self.cpl == 0 || self.sys.cr4 & Cr4::TSD == 0
+    }
+
+    /// The time stamp counter after `steps` more steps.
+    pub fn time_after(&mut self, env: &mut Env<'_>, steps: u64) -> u64 {
+        self.tsc_at(env, Icount(self.block_icount + steps))
+    }
+
+    /// What RDTSCP has in ECX.
+    #[must_use]
+    pub fn tsc_aux(&self) -> u64 {
+        self.sys.tsc_aux
+    }
+
+    /// The segment registers' selectors, by [`crate::Seg`].
+    #[must_use]
+    pub fn selectors(&self) -> [u16; 6] {
+        std::array::from_fn(|number| self.seg[number].selector)
     }
 
     /// True if something is to be looked at before the next instruction.

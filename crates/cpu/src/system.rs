@@ -1,5 +1,6 @@
 //! Control registers, debug registers and model-specific registers.
 
+use base::Icount;
 use x86::{Access, Cr0, Cr4, Dr6, Dr7, Efer, Vector, cpuid, msr};
 
 use crate::access::is_canonical;
@@ -179,7 +180,11 @@ impl Cpu {
 
     /// The time stamp counter.
     pub(crate) fn tsc(&mut self, env: &mut Env<'_>) -> u64 {
-        env.bus.guest_ns(self.now()).wrapping_add(self.sys.tsc_offset)
+        self.tsc_at(env, self.now())
+    }
+
+    pub(crate) fn tsc_at(&self, env: &mut Env<'_>, now: Icount) -> u64 {
+        env.bus.guest_ns(now).wrapping_add(self.sys.tsc_offset)
     }
 
     fn set_tsc_offset(&mut self, env: &mut Env<'_>, offset: u64) {

@@ -38,6 +38,7 @@ pub(crate) mod cc {
     pub(crate) const BE: u8 = 6;
     pub(crate) const A: u8 = 7;
     pub(crate) const S: u8 = 8;
+    pub(crate) const L: u8 = 12;
 }
 
 /// An operand in a register, or in memory at a distance from one.
@@ -203,6 +204,18 @@ impl Emitter {
         self.bytes.push(0x81);
         self.modrm_mem(4, base, disp);
         self.imm32(value);
+    }
+
+    /// REP with a string instruction, given by its opcode and the size of its elements.
+    pub(crate) fn repeat(&mut self, bytes: u32, opcode: u8) {
+        if bytes == 2 {
+            self.bytes.push(0x66);
+        }
+        self.bytes.push(0xf3);
+        if bytes == 8 {
+            self.bytes.push(0x48);
+        }
+        self.bytes.push(opcode);
     }
 
     /// `test byte [base + disp], value`.

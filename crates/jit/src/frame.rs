@@ -55,15 +55,19 @@ pub(crate) mod slot {
     pub(crate) const RFLAGS: i32 = XMM + 8;
     /// 1 if CPL and IOPL allow CLI, else 0.
     pub(crate) const MAY_CLI: i32 = RFLAGS + 8;
+    /// 1 if CPL and CR4.TSD allow RDTSC, else 0.
+    pub(crate) const MAY_TSC: i32 = MAY_CLI + 8;
+    /// Two registers while REP runs.
+    pub(crate) const REPEATED: i32 = MAY_TSC + 8;
     /// The [`super::Context`].
-    pub(crate) const SHARED: i32 = MAY_CLI + 8;
+    pub(crate) const SHARED: i32 = REPEATED + 16;
     /// The exit taken.
     pub(crate) const SITE: i32 = SHARED + 8;
     /// An indirect branch's target.
     pub(crate) const TARGET: i32 = SITE + 8;
     /// The host's MXCSR.
     pub(crate) const MXCSR: i32 = TARGET + 8;
-    pub(crate) const BYTES: i32 = MXCSR + 16;
+    pub(crate) const BYTES: i32 = (MXCSR + 8) / 16 * 16 + 8;
     // With six registers and the return address above it, the frame leaves the stack aligned for calls.
     const _: () = assert!(BYTES % 16 == 8, "the slow path is called with an aligned stack");
 }
@@ -84,11 +88,17 @@ pub(crate) struct Context {
     pub(crate) xmm: u64,
     pub(crate) rflags: u64,
     pub(crate) may_cli: u64,
+    pub(crate) may_tsc: u64,
     pub(crate) site: u64,
     pub(crate) target: u64,
     pub(crate) mxcsr: u64,
     pub(crate) pin_page: u64,
     pub(crate) pin_delta: u64,
+    /// By number.
+    pub(crate) selectors: [u64; 6],
+    pub(crate) tsc_aux: u64,
+    /// Steps that [`cpu::Engine::run`] was given.
+    pub(crate) whole_budget: u64,
     /// For the slow path: the CPU and its environment, while translated code runs.
     pub(crate) cpu: *mut (),
     pub(crate) env: *mut (),
@@ -110,11 +120,15 @@ impl Context {
             xmm: 0,
             rflags: 0,
             may_cli: 0,
+            may_tsc: 0,
             site: 0,
             target: 0,
             mxcsr: 0,
             pin_page: 0,
             pin_delta: 0,
+            selectors: [0; 6],
+            tsc_aux: 0,
+            whole_budget: 0,
             cpu: std::ptr::null_mut(),
             env: std::ptr::null_mut(),
             slow_calls: 0,
@@ -125,12 +139,13 @@ impl Context {
 /// Where a field of the context is.
 macro_rules! at {
     ($field:ident) => {
-        std::mem::offset_of!(Context, $field) as i32
+        std::mem::offset_of!(crate::frame::Context, $field) as i32
     };
 }
+pub(crate) use at;
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 11] = [
+const COPIED: [(i32, i32); 12] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
     (slot::JUMPS, at!(jumps)),
@@ -140,6 +155,7 @@ const COPIED: [(i32, i32); 11] = [
     (slot::XMM, at!(xmm)),
     (slot::RFLAGS, at!(rflags)),
     (slot::MAY_CLI, at!(may_cli)),
+    (slot::MAY_TSC, at!(may_tsc)),
     (slot::PIN_PAGE, at!(pin_page)),
     (slot::PIN_DELTA, at!(pin_delta)),
 ];
@@ -164,6 +180,8 @@ pub(crate) struct Stubs {
     /// Called with a linear address in S and a size, with bit 16 set for a store, in T; comes back
     /// with a host address in S, or 0.
     pub(crate) slow: u64,
+    /// Called with the steps left of the budget in S; comes back with the time stamp counter in S. T is lost.
+    pub(crate) time_stamp: u64,
     /// Jumped to with a linear address in T: goes on there if the jump table knows it, or leaves.
     pub(crate) far: u64,
     /// Called with a linear address in S. Pins its page if the TLB says that it may be stored to; then T is the place
@@ -208,7 +226,13 @@ fn move_xmm(e: &mut Emitter, base: u8, store: bool) {
     }
 }
 
-pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
+/// What translated code calls: `extern "sysv64"` functions with the context, S and T as arguments, and S as result.
+pub(crate) struct Callees {
+    pub(crate) slow: u64,
+    pub(crate) time_stamp: u64,
+}
+
+pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     let enter = e.here();
     for r in SAVED {
         e.push(r);
@@ -287,26 +311,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
     }
     e.ret();
 
-    let slow_at = e.here();
-    for r in CALLER_SAVED {
-        e.push(r);
-    }
-    // The return address and seven registers lie below the frame.
-    const BELOW: i32 = 64;
-    e.load(reg::RAX, reg::RSP, BELOW + slot::XMM);
-    move_xmm(e, reg::RAX, true);
-    e.load(reg::RDI, reg::RSP, BELOW + slot::SHARED);
-    e.mov(reg::RSI, S);
-    e.mov(reg::RDX, T);
-    e.mov_imm64(reg::RAX, slow);
-    e.call_reg(reg::RAX);
-    e.mov(S, reg::RAX);
-    e.load(reg::RAX, reg::RSP, BELOW + slot::XMM);
-    move_xmm(e, reg::RAX, false);
-    for r in CALLER_SAVED.into_iter().rev() {
-        e.pop(r);
-    }
-    e.ret();
+    let slow = call_out(e, callees.slow);
+    let time_stamp = call_out(e, callees.time_stamp);
 
     let repin = e.here();
     e.tlb_entry(T, S, 8 + slot::TLB);
@@ -325,5 +331,30 @@ pub(crate) fn emit_stubs(e: &mut Emitter, slow: u64) -> Stubs {
     e.fill(unknown);
     e.mov_imm64(T, u64::MAX);
     e.ret();
-    Stubs { enter, exit, slow: slow_at, far, repin }
+    Stubs { enter, exit, slow, time_stamp, far, repin }
+}
+
+/// A stub that calls a function with everything saved that is in registers.
+fn call_out(e: &mut Emitter, function: u64) -> u64 {
+    let start = e.here();
+    for r in CALLER_SAVED {
+        e.push(r);
+    }
+    // The return address and seven registers lie below the frame.
+    const BELOW: i32 = 64;
+    e.load(reg::RAX, reg::RSP, BELOW + slot::XMM);
+    move_xmm(e, reg::RAX, true);
+    e.load(reg::RDI, reg::RSP, BELOW + slot::SHARED);
+    e.mov(reg::RSI, S);
+    e.mov(reg::RDX, T);
+    e.mov_imm64(reg::RAX, function);
+    e.call_reg(reg::RAX);
+    e.mov(S, reg::RAX);
+    e.load(reg::RAX, reg::RSP, BELOW + slot::XMM);
+    move_xmm(e, reg::RAX, false);
+    for r in CALLER_SAVED.into_iter().rev() {
+        e.pop(r);
+    }
+    e.ret();
+    start
 }

@@ -11,6 +11,8 @@ mod memory;
 mod plan;
 mod probe;
 mod scan;
+mod strings;
+mod system;
 mod translate;
 mod translator;
 

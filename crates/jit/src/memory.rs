@@ -141,6 +141,32 @@ impl Gen<'_> {
         place
     }
 
+    /// S = host address of the part of the memory operand that holds the bit whose number is in a guest register, T =
+    /// the bit's number in there.
+    pub(crate) fn bit_address(&mut self, index: usize, number: u8) {
+        let insn = &self.trace.insns[index];
+        let (ins, access) = (insn.ins, insn.access.expect("a memory operand"));
+        let bits = 8 * access.bytes as u8;
+        self.linear(Address::Operand(&ins), S, 0);
+        self.bit_number(number);
+        // The number is signed.
+        if bits < 64 {
+            self.e.shift(4, T, 64 - bits);
+        }
+        self.e.shift(7, T, 64 - bits + bits.trailing_zeros() as u8);
+        self.e.lea_index(S, Some(S), T, access.bytes.trailing_zeros() as u8, 0);
+        self.check(index, access);
+        self.bit_number(number);
+        self.e.alu_imm(Alu::And, T, i32::from(bits) - 1);
+    }
+
+    fn bit_number(&mut self, number: u8) {
+        match home(number) {
+            Home::Reg(r) => self.e.mov(T, r),
+            Home::Slot(from) => self.e.load(T, reg::RSP, from),
+        }
+    }
+
     fn leave_unless_aligned(&mut self, index: usize, address: u8) {
         self.native = false;
         self.e.test_imm_sized(1, address, 15);

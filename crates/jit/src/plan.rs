@@ -121,6 +121,7 @@ pub(crate) fn plain(insns: &[Insn]) -> Vec<Checks> {
 impl Planner {
     fn accesses(&mut self, index: usize, insn: &Insn) {
         if let Some(access) = insn.access
+            && insn.kind != Kind::BitString
             && let Some((origin, distance)) = self.origin(&insn.ins)
         {
             self.access((index, Part::Operand), origin, distance, access);

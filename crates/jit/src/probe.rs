@@ -102,6 +102,23 @@ fn shifts_agree(value: u64, flags: u64) -> bool {
         && overflows_agree!("shl", cl, value, flags)
         && overflows_agree!("shr", cl, value, flags)
         && overflows_agree!("sar", cl, value, flags)
+        && double_shifts_agree(value, flags)
+}
+
+/// OF after SHLD and SHRD by more than 1, with the operand's own bits shifted in.
+fn double_shifts_agree(value: u64, flags: u64) -> bool {
+    let left = [
+        (32, try_one!("shld {value:e}, {value:e}, 5", value, flags)),
+        (64, try_one!("shld {value}, {value}, 63", value, flags)),
+        (64, try_one!("shld {value}, {value}, cl", value, flags)),
+    ];
+    let right = [
+        (32, try_one!("shrd {value:e}, {value:e}, 5", value, flags)),
+        (64, try_one!("shrd {value}, {value}, 63", value, flags)),
+        (64, try_one!("shrd {value}, {value}, cl", value, flags)),
+    ];
+    left.iter().all(|(bits, ins)| overflow_agrees("shl", *bits, ins.0, ins.1))
+        && right.iter().all(|(bits, ins)| overflow_agrees("shr", *bits, ins.0, ins.1))
 }
 
 fn rotates_agree(value: u64, flags: u64) -> bool {

@@ -49,11 +49,22 @@ pub(crate) enum Kind {
     /// CBW to CQO.
     Extend,
     CmpXchg,
+    /// CMPXCHG16B.
+    CmpXchgWide,
+    /// BT and the like of a bit anywhere in memory.
+    BitString,
     /// XCHG with memory.
     Exchange,
     Push,
     PushFlags,
     Cli,
+    Cld,
+    /// RDTSC, RDTSCP.
+    TimeStamp,
+    /// REP MOVS, REP STOS.
+    Repeat,
+    /// MOV from a segment register.
+    Selector,
     Pop,
     Leave,
     Jcc,
@@ -203,11 +214,19 @@ fn understand(
         Kind::DivWide { .. } => writes = 0,
         Kind::BitScan => writes = RflagsBits::ZF,
         Kind::ShiftByCl => (reads, writes) = (0, 0),
+        Kind::CmpXchgWide => writes = RflagsBits::ZF,
+        Kind::BitString => writes = RflagsBits::CF,
         Kind::Copy => match ins.mnemonic() {
             Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => writes = RflagsBits::CF,
             _ => {}
         },
-        Kind::Nop | Kind::PushFlags | Kind::Cli => (reads, writes) = (0, 0),
+        Kind::Nop
+        | Kind::PushFlags
+        | Kind::Cli
+        | Kind::Cld
+        | Kind::Repeat
+        | Kind::TimeStamp
+        | Kind::Selector => (reads, writes) = (0, 0),
         _ => {}
     }
     let exits = access.is_some()
@@ -216,6 +235,8 @@ fn understand(
             Kind::Push
                 | Kind::PushFlags
                 | Kind::Cli
+                | Kind::TimeStamp
+                | Kind::Repeat
                 | Kind::Pop
                 | Kind::Leave
                 | Kind::DivWide { .. }
@@ -247,13 +268,21 @@ fn wants_alignment(ins: &Instruction) -> bool {
 }
 
 fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
+    if let Some(kind) = special_kind_of(ins) {
+        return Some(kind);
+    }
     if uses_what_has_no_home(ins) || !is_reachable(ins) {
         return None;
     }
-    let by_memory_bits = |kind| {
+    let by_memory_bits = || {
         // A bit number in a register reaches beyond the operand.
         let register_bit = has_memory_operand(ins) && ins.op1_kind() == OpKind::Register;
-        (!register_bit).then_some(kind)
+        if !register_bit {
+            Some(Kind::Copy)
+        } else {
+            (ins.memory_base().size() != 4 && ins.memory_index().size() != 4)
+                .then_some(Kind::BitString)
+        }
     };
     let shift = || match ins.op1_kind() {
         OpKind::Register => wide_operand(ins).then_some(Kind::ShiftByCl),
@@ -288,7 +317,7 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
             OpKind::Register => None,
             _ => shifts_within(ins).then_some(Kind::Copy),
         },
-        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => by_memory_bits(Kind::Copy),
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => by_memory_bits(),
         Mnemonic::Bsf | Mnemonic::Bsr => Some(Kind::BitScan),
         Mnemonic::Lea => Some(Kind::Lea),
         Mnemonic::Imul if ins.op_count() > 1 => Some(Kind::ImulTo),
@@ -302,6 +331,13 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         | Mnemonic::Cwd
         | Mnemonic::Cdq
         | Mnemonic::Cqo => Some(Kind::Extend),
+        Mnemonic::Shld | Mnemonic::Shrd => match ins.op2_kind() {
+            OpKind::Register => wide_operand(ins).then_some(Kind::ShiftByCl),
+            _ => {
+                (wide_operand(ins) && shifts_by(ins, ins.immediate(2) as u32)).then_some(Kind::Copy)
+            }
+        },
+        Mnemonic::Cmpxchg16b => Some(Kind::CmpXchgWide),
         Mnemonic::Cmpxchg => has_memory_operand(ins).then_some(Kind::CmpXchg),
         Mnemonic::Push => matches!(
             ins.code(),
@@ -329,7 +365,12 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         | Mnemonic::Prefetcht0
         | Mnemonic::Prefetcht1
         | Mnemonic::Prefetcht2
-        | Mnemonic::Prefetchnta => Some(Kind::Nop),
+        | Mnemonic::Prefetchnta
+        | Mnemonic::Lfence
+        | Mnemonic::Mfence
+        | Mnemonic::Sfence => Some(Kind::Nop),
+        Mnemonic::Cld => Some(Kind::Cld),
+        Mnemonic::Rdtsc | Mnemonic::Rdtscp => Some(Kind::TimeStamp),
         Mnemonic::Clc | Mnemonic::Stc | Mnemonic::Cmc => Some(Kind::Carry),
         _ if ins.is_jcc_short_or_near() => {
             (ins.op0_kind() == OpKind::NearBranch64).then_some(Kind::Jcc)
@@ -340,10 +381,37 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
     }
 }
 
+/// What has operands that no other instruction has.
+fn special_kind_of(ins: &Instruction) -> Option<Kind> {
+    match ins.code() {
+        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
+            (ins.op0_kind() == OpKind::Register).then_some(Kind::Selector)
+        }
+        Code::Movsb_m8_m8
+        | Code::Movsw_m16_m16
+        | Code::Movsd_m32_m32
+        | Code::Movsq_m64_m64
+        | Code::Stosb_m8_AL
+        | Code::Stosw_m16_AX
+        | Code::Stosd_m32_EAX
+        | Code::Stosq_m64_RAX => {
+            let is_wide = ins.op0_kind() == OpKind::MemoryESRDI;
+            let has_base = matches!(ins.segment_prefix(), Register::FS | Register::GS);
+            let repeats = ins.has_rep_prefix() && !ins.has_repne_prefix();
+            (is_wide && repeats && !has_base).then_some(Kind::Repeat)
+        }
+        _ => None,
+    }
+}
+
 /// True if the constant shift count is neither 0 nor beyond the operand.
 fn shifts_within(ins: &Instruction) -> bool {
+    shifts_by(ins, ins.immediate(1) as u32)
+}
+
+fn shifts_by(ins: &Instruction, count: u32) -> bool {
     let bits = 8 * operand_bytes(ins);
-    let count = ins.immediate(1) as u32 & if bits == 64 { 63 } else { 31 };
+    let count = count & if bits == 64 { 63 } else { 31 };
     count != 0 && count < bits
 }
 

@@ -7,8 +7,6 @@
 
 use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 
-use x86::Rflags;
-
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
 use crate::memory::tlb_tag;
@@ -83,7 +81,7 @@ pub(crate) enum FlagState {
 const SCRATCHES: [u8; 2] = [T, S];
 
 /// A scratch register whose low byte is the high byte of a guest register.
-struct HighByte {
+pub(crate) struct HighByte {
     home: u8,
     scratch: u8,
 }
@@ -313,7 +311,7 @@ impl<'a> Gen<'a> {
     }
 
     /// Has the flags in their home. Uses T.
-    fn settle_flags(&mut self) {
+    pub(crate) fn settle_flags(&mut self) {
         if let FlagState::Recipe(recipe) = self.flags {
             if !self.native {
                 self.recompute(recipe);
@@ -457,13 +455,13 @@ impl<'a> Gen<'a> {
             Kind::Exchange => self.exchange(index),
             Kind::Push => self.push(index),
             Kind::PushFlags => self.push_flags(index),
-            Kind::Cli => {
-                self.native = false;
-                self.e.test_byte(reg::RSP, slot::MAY_CLI, 1);
-                let refused = self.e.jcc(cc::E);
-                self.leave_before(index, vec![refused]);
-                self.e.and_imm_mem(reg::RSP, slot::RFLAGS, !(Rflags::IF as i32));
-            }
+            Kind::Cli => self.cli(index),
+            Kind::Cld => self.cld(),
+            Kind::TimeStamp => self.time_stamp(index, ins.mnemonic() == Mnemonic::Rdtscp),
+            Kind::Repeat => self.repeat(index),
+            Kind::Selector => self.selector(&ins),
+            Kind::BitString => self.bit_string(index),
+            Kind::CmpXchgWide => self.cmpxchg_wide(index),
             Kind::Pop => {
                 let top = self.stack(index, 4, 0, false);
                 self.e.load_sized(8, T, top);
@@ -530,7 +528,7 @@ impl<'a> Gen<'a> {
 
     /// The host's instruction on the host's registers, its memory operand at `place`. A high byte that it has
     /// written is left as the low byte of a scratch register, for [`Gen::put_back`].
-    fn encode(&mut self, index: usize, place: Option<RegMem>) -> Option<HighByte> {
+    pub(crate) fn encode(&mut self, index: usize, place: Option<RegMem>) -> Option<HighByte> {
         let insn = &self.trace.insns[index];
         let mut ins = ordinary(&insn.ins);
         ins.set_has_lock_prefix(false);
@@ -630,8 +628,10 @@ impl<'a> Gen<'a> {
         self.want_flags(insn.reads | kept);
         let high = self.encode(index, place);
         if insn.writes != 0 {
-            let with_af =
-                matches!(insn.ins.mnemonic(), Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar);
+            let with_af = matches!(
+                insn.ins.mnemonic(),
+                Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Shld | Mnemonic::Shrd
+            );
             self.note_flags(index, with_af);
         }
         self.put_back(high);
@@ -1085,7 +1085,7 @@ fn moved(ins: &Instruction, code: Code, is_load: bool) -> Instruction {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::emit_stubs;
+    use crate::frame::{Callees, emit_stubs};
     use crate::scan::scan;
     use crate::translator::TRANSLATION_BYTES_MAX;
 
@@ -1095,7 +1095,7 @@ mod tests {
     /// Translates from every offset of a page; gives the length of the longest translation.
     fn longest(page: &[u8; 4096]) -> usize {
         let mut emitter = Emitter::new(0x10_0000);
-        let stubs = emit_stubs(&mut emitter, 0);
+        let stubs = emit_stubs(&mut emitter, &Callees { slow: 0, time_stamp: 0 });
         let one = |start: u16| {
             let trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
             Gen::new(&trace, false, start, stubs, &mut Vec::new(), 0x20_0000, 0x10_0000).run().len()

@@ -9,7 +9,7 @@ use x86::Rflags;
 
 use crate::cache::CodeMemory;
 use crate::emit::Emitter;
-use crate::frame::{Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
+use crate::frame::{Callees, Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
 use crate::probe::host_agrees;
 use crate::scan::{End, TRACE_MAX, scan};
 use crate::translate::{Exit, Gen, Site};
@@ -87,7 +87,11 @@ impl Translator {
         }
         let mut memory = CodeMemory::new(CACHE_BYTES)?;
         let mut emitter = Emitter::new(memory.base());
-        let stubs = emit_stubs(&mut emitter, slow_access as *const () as u64);
+        let callees = Callees {
+            slow: slow_access as *const () as u64,
+            time_stamp: time_stamp as *const () as u64,
+        };
+        let stubs = emit_stubs(&mut emitter, &callees);
         memory.write(0, &emitter.bytes);
         let used = emitter.bytes.len().next_multiple_of(16);
         let jumps: Box<[Jump]> = vec![NO_JUMP; JUMPS].into_boxed_slice();
@@ -222,6 +226,10 @@ impl Engine for Translator {
         self.context.gs = cpu.data_base(Seg::GS);
         self.context.rflags = cpu.rflags() & !Rflags::STATUS;
         self.context.may_cli = u64::from(u64::from(cpu.cpl()) <= cpu.rflags() >> 12 & 3);
+        self.context.may_tsc = u64::from(cpu.may_read_time());
+        self.context.tsc_aux = cpu.tsc_aux();
+        self.context.selectors = cpu.selectors().map(u64::from);
+        self.context.whole_budget = budget;
         self.context.mxcsr = u64::from(*cpu.mxcsr_mut());
         let mut rip = cpu.rip();
         // The jump that led here and can be made to lead on without leaving.
@@ -300,9 +308,7 @@ impl Engine for Translator {
         };
         *cpu.gprs_mut() = self.context.gpr;
         *cpu.mxcsr_mut() = self.context.mxcsr as u32;
-        if self.context.rflags & Rflags::IF == 0 {
-            cpu.disable_interrupts();
-        }
+        cpu.set_quiet_flags(self.context.rflags);
         let steps = budget - self.context.budget;
         cpu.resume_at(rip, steps, from_home(self.context.flags));
         next
@@ -354,4 +360,16 @@ extern "sysv64" fn slow_access(context: *mut Context, linear: u64, access: u64) 
     };
     context.slow_calls += 1;
     cpu.host_address(env, linear, access & 0xffff, access >> 16 != 0).unwrap_or(0)
+}
+
+/// The time stamp counter, with so many steps left of the budget.
+extern "sysv64" fn time_stamp(context: *mut Context, left: u64, _: u64) -> u64 {
+    // SAFETY: as in `slow_access`.
+    let (context, cpu, env) = unsafe {
+        let context = &*context;
+        let cpu = &mut *context.cpu.cast::<Cpu>();
+        let env = &mut *context.env.cast::<Env<'_>>();
+        (context, cpu, env)
+    };
+    cpu.time_after(env, context.whole_budget - left)
 }

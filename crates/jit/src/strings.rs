@@ -1,0 +1,91 @@
+//! REP MOVS and REP STOS by the host's own, for what lies in one page on each side. Everything longer, downwards or
+//! beyond the budget is the interpreter's. A step is an iteration, as `cpu::run` defines it.
+
+use x86::iced::{Instruction, Mnemonic};
+
+use crate::emit::{Alu, cc, reg};
+use crate::frame::{BUDGET, S, T, slot};
+use crate::memory::{TLB_HOST, TLB_WRITE};
+use crate::translate::Gen;
+
+impl Gen<'_> {
+    /// REP MOVS or REP STOS, instruction `index`.
+    pub(crate) fn repeat(&mut self, index: usize) {
+        let ins = self.trace.insns[index].ins;
+        let (size, opcode) = element(&ins);
+        let scale = size.trailing_zeros() as u8;
+        let moves = opcode & 0xfe == 0xa4;
+        self.native = false;
+        self.held = None;
+        // DF is bit 10.
+        self.e.test_byte(reg::RSP, slot::RFLAGS + 1, 1 << 2);
+        let mut holes = vec![self.e.jcc(cc::NE)];
+        self.e.test(reg::RCX, reg::RCX);
+        let done = self.e.jcc(cc::E);
+        self.e.alu_imm(Alu::Cmp, reg::RCX, 4096 >> scale);
+        holes.push(self.e.jcc(cc::A));
+        // The first iteration's step is the one that every instruction was charged.
+        self.e.lea(T, reg::RCX, -1);
+        self.e.alu(Alu::Cmp, BUDGET, T);
+        holes.push(self.e.jcc(cc::L));
+        if moves {
+            self.element_page(reg::RSI, 0, scale, &mut holes);
+            self.e.store(reg::RSP, slot::TARGET, T);
+        }
+        self.element_page(reg::RDI, TLB_WRITE, scale, &mut holes);
+        self.leave_before(index, holes);
+
+        self.e.alu(Alu::Sub, BUDGET, reg::RCX);
+        self.e.alu_imm(Alu::Add, BUDGET, 1);
+        self.e.store(reg::RSP, slot::REPEATED, reg::RDI);
+        self.e.store(reg::RSP, slot::REPEATED + 8, reg::RCX);
+        self.e.mov(reg::RDI, T);
+        if moves {
+            self.e.mov(S, reg::RSI);
+            self.e.load(reg::RSI, reg::RSP, slot::TARGET);
+            self.e.repeat(size, opcode);
+            self.e.mov(reg::RSI, S);
+        } else {
+            self.e.mov(S, reg::RAX);
+            self.e.mov(reg::RAX, reg::R8);
+            self.e.repeat(size, opcode);
+            self.e.mov(reg::RAX, S);
+        }
+        self.e.load(T, reg::RSP, slot::REPEATED + 8);
+        if moves {
+            self.e.lea_index(reg::RSI, Some(reg::RSI), T, scale, 0);
+        }
+        self.e.load(reg::RDI, reg::RSP, slot::REPEATED);
+        self.e.lea_index(reg::RDI, Some(reg::RDI), T, scale, 0);
+        self.e.fill(done);
+    }
+
+    /// T = host address of RCX elements at the linear address in `from`, at most a page of them, if no branch
+    /// is taken: if they are on a page that the tag allows. Uses S.
+    fn element_page(&mut self, from: u8, tag: i32, scale: u8, holes: &mut Vec<crate::emit::Hole>) {
+        self.e.mov(S, from);
+        self.e.tlb_entry(T, S, slot::TLB);
+        self.e.alu_mem(Alu::Sub, S, T, tag);
+        self.e.alu_imm(Alu::Cmp, S, 4095);
+        holes.push(self.e.jcc(cc::A));
+        self.e.load(T, T, TLB_HOST);
+        self.e.alu(Alu::Add, T, S);
+        self.e.lea_index(S, Some(S), reg::RCX, scale, 0);
+        self.e.alu_imm(Alu::Cmp, S, 4096);
+        holes.push(self.e.jcc(cc::A));
+    }
+}
+
+/// Size of an element and the opcode for elements of 4 bytes, or of one.
+fn element(ins: &Instruction) -> (u32, u8) {
+    match ins.mnemonic() {
+        Mnemonic::Movsb => (1, 0xa4),
+        Mnemonic::Movsw => (2, 0xa5),
+        Mnemonic::Movsd => (4, 0xa5),
+        Mnemonic::Movsq => (8, 0xa5),
+        Mnemonic::Stosb => (1, 0xaa),
+        Mnemonic::Stosw => (2, 0xab),
+        Mnemonic::Stosd => (4, 0xab),
+        _ => (8, 0xab),
+    }
+}
