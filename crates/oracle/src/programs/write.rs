@@ -21,6 +21,8 @@ use crate::forms::{self, Coverage};
 use crate::state::Mode;
 use crate::values;
 
+/// One program in so many works.
+const PROGRAMS_PER_WORKER: u64 = 6;
 /// Where in the data a table of functions lies.
 const FUNCTION_TABLE: u64 = 0xf00;
 const FUNCTIONS: usize = 8;
@@ -33,6 +35,9 @@ const RSP: usize = 4;
 pub struct Program {
     /// What it follows from.
     pub seed: u64,
+    /// It works: it stays in its loops for long, and little happens that sends it elsewhere. In the others,
+    /// something happens all the time.
+    pub(crate) works: bool,
     pub(crate) code: Vec<u8>,
     /// Where its pieces lie: single instructions and groups that belong together.
     pub(crate) pieces: Vec<Range<usize>>,
@@ -45,7 +50,7 @@ impl Program {
     #[must_use]
     pub fn new(seed: u64) -> Program {
         let mut writer = Writer::new(seed);
-        let user = writer.user;
+        let (user, works) = (writer.user, writer.works);
         writer.write_all();
         let Writer { mut rng, mut code, pieces, functions, .. } = writer;
         code.resize(CODE_BYTES as usize, 0x90);
@@ -56,7 +61,7 @@ impl Program {
             data[at..at + 8].copy_from_slice(&function.to_le_bytes());
         }
         let start = start(user, *functions.last().unwrap_or(&CODE), &mut rng);
-        Program { seed, code, pieces, data, start }
+        Program { seed, works, code, pieces, data, start }
     }
 
     /// Replaces a piece by instructions that do nothing.
@@ -153,6 +158,8 @@ struct Writer {
     rng: SeededRng,
     info: InstructionInfoFactory,
     user: bool,
+    /// As in [`Program`].
+    works: bool,
     code: Vec<u8>,
     pieces: Vec<Range<usize>>,
     /// Linear addresses of the functions so far.
@@ -165,8 +172,9 @@ impl Writer {
     fn new(seed: u64) -> Writer {
         let mut rng = SeededRng::new(seed);
         let user = rng.one_in(2);
+        let works = rng.one_in(PROGRAMS_PER_WORKER);
         let (info, code, pieces) = (InstructionInfoFactory::new(), Vec::new(), Vec::new());
-        Writer { rng, info, user, code, pieces, functions: Vec::new(), depth: 0 }
+        Writer { rng, info, user, works, code, pieces, functions: Vec::new(), depth: 0 }
     }
 
     fn write_all(&mut self) {
@@ -216,6 +224,9 @@ impl Writer {
     }
 
     fn write_something(&mut self) {
+        if self.works {
+            return self.write_work();
+        }
         match self.rng.below(40) {
             0..=1 if self.depth < 2 => self.write_loop(),
             2..=4 => self.write_forward_branch(),
@@ -230,6 +241,27 @@ impl Writer {
             14 => self.write_stack_use(),
             15..=20 => self.write_form(FormKind::Vector),
             21 if self.rng.one_in(2) => self.write_form(FormKind::Other),
+            _ => self.write_form(FormKind::Integer),
+        }
+    }
+
+    /// The same with less of what costs a whole page of translations, or sends the program elsewhere.
+    fn write_work(&mut self) {
+        let is_rare = self.rng.one_in(12);
+        match self.rng.below(40) {
+            0..=3 if self.depth < 2 => self.write_loop(),
+            4..=8 => self.write_forward_branch(),
+            9..=10 => self.write_call(),
+            11 => self.write_indirect_jump(),
+            12 if is_rare => self.write_self_modification(),
+            13 if is_rare => self.write_table_store(),
+            14 if is_rare => self.write_string(),
+            15 if is_rare => self.write_control(),
+            16 if is_rare && !self.user => self.write_kernel(),
+            17 => self.write_constant(),
+            18..=19 => self.write_stack_use(),
+            20 if is_rare => self.write_form(FormKind::Other),
+            21..=27 => self.write_form(FormKind::Vector),
             _ => self.write_form(FormKind::Integer),
         }
     }
@@ -258,8 +290,10 @@ impl Writer {
 
     fn write_loop(&mut self) {
         let rounds = match self.rng.below(8) {
+            0 if self.works => 20_000,
             0 => 400,
             1 => 1,
+            _ if self.works => 50 + self.rng.below(3000),
             _ => 2 + self.rng.below(40),
         };
         self.depth += 1;
@@ -542,9 +576,16 @@ impl Writer {
     /// An address for an operand of `bytes` bytes.
     fn target(&mut self, bytes: u64) -> u64 {
         let page = PAGE * pick(&[0, 0, 0, 0, 1, 1, 3, 3, 7, 2, 4, 5, 6], &mut self.rng);
-        let align = if self.rng.below(3) > 0 { bytes.clamp(1, 64).next_power_of_two() } else { 1 };
+        // In a loop, one fault costs as much as a hundred rounds.
+        let is_plain = self.works && !self.rng.one_in(60);
+        let align = if is_plain || self.rng.below(3) > 0 {
+            bytes.clamp(1, 64).next_power_of_two()
+        } else {
+            1
+        };
         let inside = self.rng.below(PAGE - bytes.min(PAGE - 1)) / align * align;
         match self.rng.below(40) {
+            _ if is_plain => DATA + pick(&[0, 1], &mut self.rng) * PAGE + inside,
             // Across a page's border.
             0 | 1 => DATA + page + PAGE - self.rng.below(bytes + 1),
             2 => DATA + page + inside,
@@ -594,7 +635,7 @@ impl Writer {
         let mut bytes = encoded.bytes;
         let has_memory =
             (0..instruction.op_count()).any(|op| instruction.op_kind(op) == OpKind::Memory);
-        if has_memory && !self.rng.one_in(30) {
+        if has_memory && !self.rng.one_in(if self.works { 600 } else { 30 }) {
             self.aim(&instruction, &mut bytes, encoded.offsets.displacement_offset());
         }
         self.raw(&bytes);
@@ -606,7 +647,11 @@ impl Writer {
         let leaves_the_way = instruction.flow_control() != FlowControl::Next
             || matches!(instruction.mnemonic(), M::Hlt | M::Std | M::Wrfsbase | M::Wrgsbase)
             || instruction.op0_register().is_segment_register();
-        if leaves_the_way && !self.rng.one_in(20) {
+        if leaves_the_way && !self.rng.one_in(if self.works { 400 } else { 20 }) {
+            return false;
+        }
+        let divides = matches!(instruction.mnemonic(), M::Div | M::Idiv);
+        if self.works && divides && !self.rng.one_in(20) {
             return false;
         }
         let writes = |used: &iced_x86::UsedRegister, reg: Register| {
