@@ -5,10 +5,10 @@
 //! branch that leaves the page, or [`TRACE_MAX`] instructions.
 
 use crate::frame::{Home, home};
-use cpu::DECODER_OPTIONS;
+use cpu::{DECODER_OPTIONS, INSTRUCTION_BYTES_MAX};
 use x86::iced::{
-    Code, ConditionCode, CpuidFeature, Decoder, FlowControl, Instruction, InstructionInfoFactory,
-    Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+    Code, ConditionCode, CpuidFeature, Decoder, DecoderError, FlowControl, Instruction,
+    InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 
 /// Longest trace, in instructions.
@@ -78,6 +78,13 @@ pub(crate) enum Kind {
     Carry,
 }
 
+impl Kind {
+    /// True for branches that the trace does not follow wherever they lead.
+    fn ends_trace(self) -> bool {
+        matches!(self, Kind::JmpIndirect | Kind::Call | Kind::CallIndirect | Kind::Ret)
+    }
+}
+
 /// One instruction of a trace.
 #[derive(Clone, Debug)]
 pub(crate) struct Insn {
@@ -115,6 +122,8 @@ pub(crate) enum End {
     Branch,
     /// Goes on at this place on the page, which may be the start of the next one.
     At(u16),
+    /// The instruction at this place reaches into the next page.
+    Straddles(u16),
     /// The interpreter has to do the instruction at this place.
     Unknown(u16),
 }
@@ -137,6 +146,10 @@ pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> 
         let bytes = &page[usize::from(at)..];
         let mut decoder = Decoder::with_ip(64, bytes, u64::from(at), DECODER_OPTIONS);
         let ins = decoder.decode();
+        let is_cut = decoder.last_error() == DecoderError::NoMoreBytes;
+        if ins.is_invalid() && is_cut && bytes.len() < INSTRUCTION_BYTES_MAX {
+            break End::Straddles(at);
+        }
         let Some(insn) = understand(&ins, at, meaning, &mut info) else { break End::Unknown(at) };
         let kind = insn.kind;
         let next = insn.next;
@@ -146,11 +159,25 @@ pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> 
                 Some(target) => at = target,
                 None => break End::Branch,
             },
-            Kind::JmpIndirect | Kind::Call | Kind::CallIndirect | Kind::Ret => break End::Branch,
+            kind if kind.ends_trace() => break End::Branch,
             _ => at = next,
         }
     };
     let mut trace = Trace { insns, end };
+    find_live_flags(&mut trace);
+    trace
+}
+
+/// The trace of one instruction that starts on one page and ends on another. `bytes` begin with it.
+pub(crate) fn scan_straddler(bytes: &[u8], start: u16, meaning: u32) -> Trace {
+    let ins = Decoder::with_ip(64, bytes, u64::from(start), DECODER_OPTIONS).decode();
+    let insn = understand(&ins, start, meaning, &mut InstructionInfoFactory::new());
+    let end = match &insn {
+        None => End::Unknown(start),
+        Some(insn) if insn.kind.ends_trace() || insn.kind == Kind::Jmp => End::Branch,
+        Some(insn) => End::At(insn.next),
+    };
+    let mut trace = Trace { insns: insn.into_iter().collect(), end };
     find_live_flags(&mut trace);
     trace
 }

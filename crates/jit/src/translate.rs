@@ -101,6 +101,16 @@ pub(crate) enum Cold {
     Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
 }
 
+/// Where a translation starts.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// On its page.
+    pub(crate) start: u16,
+    /// In the host's memory, and in the cache.
+    pub(crate) base: u64,
+    pub(crate) offset: u32,
+}
+
 /// Emits one translation.
 pub(crate) struct Gen<'a> {
     pub(crate) e: Emitter,
@@ -108,7 +118,7 @@ pub(crate) struct Gen<'a> {
     pub(crate) stubs: Stubs,
     sites: &'a mut Vec<Site>,
     pub(crate) trace: &'a Trace,
-    start: u16,
+    place: Place,
     /// Steps of the whole trace.
     steps: u16,
     pub(crate) cold: Vec<Cold>,
@@ -121,26 +131,23 @@ pub(crate) struct Gen<'a> {
     pub(crate) checks: Vec<Checks>,
     /// S holds the distance to the host of this group.
     pub(crate) held: Option<Group>,
-    base_offset: u32,
 }
 
 impl<'a> Gen<'a> {
     pub(crate) fn new(
         trace: &'a Trace,
         plain: bool,
-        start: u16,
+        place: Place,
         stubs: Stubs,
         sites: &'a mut Vec<Site>,
-        base: u64,
-        base_offset: u32,
     ) -> Gen<'a> {
         Gen {
-            e: Emitter::new(base),
+            e: Emitter::new(place.base),
             encoder: Encoder::new(64),
             stubs,
             sites,
             trace,
-            start,
+            place,
             steps: trace.insns.len() as u16,
             cold: Vec::new(),
             flags: FlagState::Home,
@@ -148,7 +155,6 @@ impl<'a> Gen<'a> {
             plain,
             checks: if plain { plan::plain(&trace.insns) } else { plan::plan(&trace.insns) },
             held: None,
-            base_offset,
         }
     }
 
@@ -157,7 +163,7 @@ impl<'a> Gen<'a> {
         if self.steps > 0 {
             self.e.alu_imm(Alu::Sub, BUDGET, i32::from(self.steps));
             let hole = self.e.jcc(cc::S);
-            let site = self.site(self.start, self.steps, Exit::Budget);
+            let site = self.site(self.place.start, self.steps, Exit::Budget);
             self.cold.push(Cold::Leave { holes: vec![hole], flags: FlagState::Home, site });
         }
         for index in 0..self.trace.insns.len() {
@@ -168,6 +174,12 @@ impl<'a> Gen<'a> {
             End::At(at) => {
                 self.settle_flags();
                 self.go_on_at(u64::from(at), at, Exit::Goto { target: i64::from(at) });
+            }
+            End::Straddles(at) => {
+                // What the next page holds depends on where this one is mapped, and only such jumps know that.
+                self.settle_flags();
+                self.page_address(T, u64::from(at));
+                self.far(at, Exit::Goto { target: i64::from(at) });
             }
             End::Unknown(at) => {
                 self.settle_flags();
@@ -254,7 +266,7 @@ impl<'a> Gen<'a> {
     /// translation.
     fn go_on_at(&mut self, target: u64, at: u16, exit: Exit) {
         match page_place(target) {
-            Some(place) if place == self.start && !self.plain => {
+            Some(place) if place == self.place.start && !self.plain => {
                 let head = self.e.base;
                 self.e.jmp_to(head);
             }
@@ -269,7 +281,7 @@ impl<'a> Gen<'a> {
     /// Goes on at another place on the page, by a jump that is made to lead there the first time.
     pub(crate) fn link(&mut self, at: u16, target: u16, plain: bool) {
         let hole = self.e.jmp();
-        let patch = self.base_offset + hole.0 as u32;
+        let patch = self.place.offset + hole.0 as u32;
         self.e.fill(hole);
         let site = self.site(at, 0, Exit::Link { target, patch, plain });
         self.leave(site);
@@ -439,7 +451,7 @@ impl<'a> Gen<'a> {
             Kind::Nop => {}
             Kind::Jmp => {
                 // A jump within the page was followed by the trace.
-                if page_place(ins.near_branch64()).is_none() {
+                if self.trace.end == End::Branch && index + 1 == self.trace.insns.len() {
                     self.settle_flags();
                     self.branch_to(ins.near_branch64(), insn.at);
                 }
@@ -1098,7 +1110,8 @@ mod tests {
         let stubs = emit_stubs(&mut emitter, &Callees { slow: 0, time_stamp: 0 });
         let one = |start: u16| {
             let trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
-            Gen::new(&trace, false, start, stubs, &mut Vec::new(), 0x20_0000, 0x10_0000).run().len()
+            let place = Place { start, base: 0x20_0000, offset: 0x10_0000 };
+            Gen::new(&trace, false, place, stubs, &mut Vec::new()).run().len()
         };
         (0..4096).map(one).max().expect("there are offsets")
     }

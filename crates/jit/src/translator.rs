@@ -11,13 +11,14 @@ use crate::cache::CodeMemory;
 use crate::emit::Emitter;
 use crate::frame::{Callees, Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
 use crate::probe::host_agrees;
-use crate::scan::{End, TRACE_MAX, scan};
-use crate::translate::{Exit, Gen, Site};
+use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
+use crate::translate::{Exit, Gen, Place, Site};
 
 /// Host code that is held before everything is dropped.
 const CACHE_BYTES: usize = 64 << 20;
 /// The longest translation: some instructions of a trace take 200 bytes and more with their exits.
 pub(crate) const TRANSLATION_BYTES_MAX: usize = 64 << 10;
+const PAGE_BYTES: usize = 4096;
 /// A budget that is as good as none.
 const BUDGET_MAX: u64 = 1 << 48;
 /// Marks a plain translation beside the bits of [`CodePlace::meaning`].
@@ -46,10 +47,9 @@ pub struct Translator {
     stubs: Stubs,
     stubs_end: usize,
     sites: Vec<Site>,
-    /// Offset in the cache of each translation, by place and meaning.
-    blocks: FxHashMap<(u64, u32), u32>,
-    /// Of each page: the starts of its translations and their meanings.
-    pages: FxHashMap<u64, Vec<(u16, u32)>>,
+    blocks: FxHashMap<Key, Block>,
+    /// What depends on each page, and what did.
+    pages: FxHashMap<u64, Vec<Key>>,
     jumps: Box<[Jump; JUMPS]>,
     context: Box<Context>,
     /// How often all were dropped.
@@ -62,6 +62,33 @@ pub struct Translator {
     generation: u64,
     /// Longest trace, in instructions.
     trace_max: usize,
+}
+
+/// What a translation is known by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    /// RAM address of its first byte.
+    ram: u64,
+    /// What of the mode decides what bytes mean, and [`PLAIN`].
+    meaning: u32,
+    /// The RAM page on which its only instruction ends, if that is another one.
+    next: Option<u64>,
+}
+
+impl Key {
+    fn start(&self) -> u16 {
+        (self.ram & 0xfff) as u16
+    }
+}
+
+/// A translation.
+#[derive(Clone, Copy)]
+struct Block {
+    /// In the cache.
+    offset: u32,
+    /// It only jumps to itself, as jumps between pages do: they find the instruction that reaches into the next
+    /// page, too.
+    straddles: bool,
 }
 
 // SAFETY: the pointers in the context are set and used only inside `run`, which holds the references that
@@ -131,52 +158,92 @@ impl Translator {
         self.clears += 1;
     }
 
-    /// The host address of the code at a linear address, translated if need be.
-    fn find(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, linear: u64) -> Option<u64> {
-        let context = cpu.code_context(linear);
-        let jump = self.jumps[jump_index(linear)];
-        if jump.linear == linear && jump.context == context {
-            return Some(jump.code);
-        }
+    /// The host address of the code at a linear address, translated if need be, and where a jump on the same page
+    /// may lead for it.
+    fn find(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, linear: u64) -> Option<(u64, u64)> {
         let place = cpu.code_place(mem, linear)?;
-        let code = self.block(cpu, mem, place, false);
+        let block = self.block(cpu, mem, place, false);
+        let near = self.memory.base() + u64::from(block.offset);
+        let code = if block.straddles { self.straddler(cpu, mem, place, linear)? } else { near };
         // Walking the tables for a fetch may have changed what holds.
         let context = cpu.code_context(linear);
         self.jumps[jump_index(linear)] = Jump { linear, context, code, page: linear & !0xfff };
-        Some(code)
+        Some((code, near))
     }
 
-    fn block(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, place: CodePlace, plain: bool) -> u64 {
+    /// What a jump between pages found at a linear address before.
+    fn known(&self, cpu: &Cpu, linear: u64) -> Option<u64> {
+        let jump = self.jumps[jump_index(linear)];
+        let holds = jump.linear == linear && jump.context == cpu.code_context(linear);
+        holds.then_some(jump.code)
+    }
+
+    fn block(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, place: CodePlace, plain: bool) -> Block {
         let meaning = place.meaning | if plain { PLAIN } else { 0 };
-        let key = (place.ram.0, meaning);
-        if let Some(offset) = self.blocks.get(&key) {
-            return self.memory.base() + u64::from(*offset);
-        }
-        if self.memory.len() - self.used < TRANSLATION_BYTES_MAX {
-            self.clear();
+        let key = Key { ram: place.ram.0, meaning, next: None };
+        if let Some(block) = self.blocks.get(&key) {
+            return *block;
         }
         let page = place.ram.page();
         let start = (place.ram.0 & 0xfff) as u16;
         let trace = scan(mem.page(page), start, place.meaning, self.trace_max);
+        for insn in &trace.insns {
+            cpu.note_code(mem, page, usize::from(insn.at), usize::from(insn.next));
+        }
+        if let End::Unknown(at) | End::Straddles(at) = trace.end {
+            // What these bytes mean may depend on all that an instruction can have.
+            cpu.note_code(mem, page, usize::from(at), usize::from(at) + INSTRUCTION_BYTES_MAX);
+        }
+        let straddles = trace.end == End::Straddles(start);
+        self.translate(&trace, key, straddles, plain)
+    }
+
+    /// The host address of the instruction at a linear address, which reaches into the next page.
+    fn straddler(
+        &mut self,
+        cpu: &mut Cpu,
+        mem: &mut GuestMem,
+        place: CodePlace,
+        linear: u64,
+    ) -> Option<u64> {
+        let next_linear = (linear | 0xfff).wrapping_add(1);
+        if (next_linear ^ linear) >> 63 != 0 {
+            return None; // the links of one half know nothing of the other
+        }
+        let next = cpu.code_place(mem, next_linear)?.ram.page();
+        let key = Key { ram: place.ram.0, meaning: place.meaning, next: Some(next) };
+        if let Some(block) = self.blocks.get(&key) {
+            return Some(self.memory.base() + u64::from(block.offset));
+        }
+        let start = (place.ram.0 & 0xfff) as usize;
+        let here = &mem.page(place.ram.page())[start..];
+        let bytes = [here, &mem.page(next)[..INSTRUCTION_BYTES_MAX]].concat();
+        let trace = scan_straddler(&bytes, start as u16, place.meaning);
+        cpu.note_code(mem, place.ram.page(), start, PAGE_BYTES);
+        cpu.note_code(mem, next, 0, INSTRUCTION_BYTES_MAX);
+        // Its accesses are checked one by one: there is no other translation of it to go on with.
+        let block = self.translate(&trace, key, false, true);
+        self.pages.entry(next).or_default().push(key);
+        Some(self.memory.base() + u64::from(block.offset))
+    }
+
+    fn translate(&mut self, trace: &Trace, key: Key, straddles: bool, plain: bool) -> Block {
+        if self.memory.len() - self.used < TRANSLATION_BYTES_MAX {
+            self.clear();
+        }
         let offset = self.used;
         let base = self.memory.base() + offset as u64;
-        let bytes =
-            Gen::new(&trace, plain, start, self.stubs, &mut self.sites, base, offset as u32).run();
+        let place = Place { start: key.start(), base, offset: offset as u32 };
+        let bytes = Gen::new(trace, plain, place, self.stubs, &mut self.sites).run();
         assert!(bytes.len() <= TRANSLATION_BYTES_MAX, "a translation of {} bytes", bytes.len());
         self.memory.write(offset, &bytes);
         self.translations += 1;
         self.translated_bytes += bytes.len() as u64;
         self.used = (offset + bytes.len()).next_multiple_of(16);
-        for insn in &trace.insns {
-            cpu.note_code(mem, page, usize::from(insn.at), usize::from(insn.next));
-        }
-        if let End::Unknown(at) = trace.end {
-            // What these bytes mean may depend on all that an instruction can have.
-            cpu.note_code(mem, page, usize::from(at), usize::from(at) + INSTRUCTION_BYTES_MAX);
-        }
-        self.blocks.insert(key, offset as u32);
-        self.pages.entry(page).or_default().push((start, meaning));
-        base
+        let block = Block { offset: offset as u32, straddles };
+        self.blocks.insert(key, block);
+        self.pages.entry(key.ram >> 12).or_default().push(key);
+        block
     }
 
     /// Makes the jump whose distance is at `at` in the cache lead to `to`.
@@ -244,18 +311,25 @@ impl Engine for Translator {
             let clears = self.clears;
             let found = if std::mem::take(&mut plain) {
                 let place = cpu.code_place(env.mem, rip);
-                place.map(|place| self.block(cpu, env.mem, place, true))
+                let block = place.map(|place| self.block(cpu, env.mem, place, true));
+                block
+                    .map(|block| self.memory.base() + u64::from(block.offset))
+                    .map(|code| (code, code))
+            } else if patch.is_none()
+                && let Some(code) = self.known(cpu, rip)
+            {
+                Some((code, code))
             } else {
                 self.find(cpu, env.mem, rip)
             };
-            let Some(code) = found else { break Next::Block };
+            let Some((code, near)) = found else { break Next::Block };
             if cpu.has_attention() {
                 break Next::Again;
             }
             if let Some(at) = patch.take()
                 && clears == self.clears
             {
-                self.link(at, code);
+                self.link(at, near);
             }
             if pinned_in != Some(cpu.tlb_state()) {
                 // Without a page to pin there are no groups, and the interpreter will find one.
@@ -326,13 +400,10 @@ impl Engine for Translator {
     }
 
     fn drop_code(&mut self, _: &mut Cpu, _: &mut GuestMem, write: WatchedWrite) {
-        let page = write.offset.page();
-        let Some(starts) = self.pages.remove(&page) else { return };
-        for (start, meaning) in starts {
-            let Some(offset) = self.blocks.remove(&(page << 12 | u64::from(start), meaning)) else {
-                continue;
-            };
-            self.seal(offset as usize, start);
+        for key in self.pages.remove(&write.offset.page()).unwrap_or_default() {
+            if let Some(block) = self.blocks.remove(&key) {
+                self.seal(block.offset as usize, key.start());
+            }
         }
     }
 }
