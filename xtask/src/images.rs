@@ -30,6 +30,8 @@ pub(crate) const SYSTEMD: Wanted = Wanted { name: "systemd", recipe: "systemd", 
 /// Debian under systemd with real programs and their tests.
 pub(crate) const WORKBENCH: Wanted =
     Wanted { name: "workbench", recipe: "workbench", kernel: None };
+/// The programs that `cargo xtask bench suite net` runs.
+pub(crate) const SUITE: Wanted = Wanted { name: "suite", recipe: "suite", kernel: None };
 
 /// What `cargo xtask test` boots.
 pub(crate) const TEST: &[Wanted] = &[BARE, BARE_GENERIC, REDIS, SYSTEMD];

@@ -12,6 +12,7 @@ mod images;
 mod links;
 mod packages;
 mod process;
+mod qemu;
 mod real_programs;
 mod test;
 mod trials;
@@ -39,7 +40,7 @@ enum Command {
     Demo(trials::DemoArgs),
     /// Run the long tests: simulator, split brain, recordings and failovers; or the one named.
     Soak(trials::SoakArgs),
-    /// Measure the interpreter and protected VMs, or only what is named.
+    /// Measure the engines, protected VMs, and guests against native programs and QEMU, or only what is named.
     Bench(bench::Args),
 }
 

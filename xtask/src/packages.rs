@@ -26,7 +26,8 @@ pub(crate) fn ensure(groups: &[&str]) -> Result<()> {
     process::run(apt().args(["install", "--yes", "--no-install-recommends"]).args(&missing))
 }
 
-fn apt() -> Command {
+/// apt-get, which asks nothing.
+pub(crate) fn apt() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).arg("--quiet");
     command
@@ -63,7 +64,7 @@ fn missing<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
     Ok(packages.iter().copied().filter(|package| !is_installed(package)).collect())
 }
 
-fn is_root() -> Result<bool> {
+pub(crate) fn is_root() -> Result<bool> {
     let output = Command::new("id").arg("-u").output().context("cannot run id")?;
     Ok(output.stdout.trim_ascii() == b"0")
 }

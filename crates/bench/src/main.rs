@@ -5,8 +5,10 @@ mod cpu;
 mod ft;
 mod guest;
 mod protected;
+mod report;
 mod site;
 mod stats;
+mod suite;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,7 +42,8 @@ struct Cli {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// What runs the guest in `cpu` and `boot`: auto, interpreter or translator. Several take turns, and the last
-    /// one is set against the first. May be repeated. [default: the interpreter and, where the host has it, the translator]
+    /// one is set against the first; `suite` and `net` take the last one. May be repeated. [default: the interpreter
+    /// and, where the host has it, the translator; auto in `suite` and `net`]
     #[arg(long)]
     engine: Vec<EngineKind>,
     /// Boots to take the median of.
@@ -58,6 +61,8 @@ struct Cli {
     /// Detection timeout, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     detection_ms: u64,
+    #[command(flatten)]
+    suite: suite::SuiteArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,6 +77,10 @@ enum Section {
     Failover,
     /// What protection costs on CPU-bound work.
     Ft,
+    /// Programs in the guest, against the same natively and in QEMU.
+    Suite,
+    /// Servers in the guest, against the same natively and in QEMU.
+    Net,
 }
 
 impl Section {
@@ -82,6 +91,8 @@ impl Section {
             Section::Log => "log",
             Section::Failover => "failover",
             Section::Ft => "ft",
+            Section::Suite => "suite",
+            Section::Net => "net",
         }
     }
 }
@@ -125,7 +136,9 @@ fn run() -> Result<ExitCode> {
 fn measure(cli: &Cli, lab: &Lab, site: &Site) -> Result<Value> {
     let window = Duration::from_secs(cli.window);
     let bare = site.images.join("bare");
-    let mut figures = json!({ "machine": describe_machine() });
+    let (machine, described) = describe_machine();
+    let mut figures = json!({ "machine": described });
+    let engine = cli.engine.last().copied().unwrap_or_default();
     let mut engines = cli.engine.clone();
     if engines.is_empty() {
         engines.push(EngineKind::Interpreter);
@@ -139,20 +152,34 @@ fn measure(cli: &Cli, lab: &Lab, site: &Site) -> Result<Value> {
             Section::Log => protected::measure_log(lab, site, window),
             Section::Failover => protected::measure_failover(lab, site, cli.failovers),
             Section::Ft => ft::measure(lab, site, cli.pairs, window),
+            Section::Suite => suite::measure(site, &cli.suite, engine, &machine),
+            Section::Net => suite::net::measure(lab, site, &cli.suite, engine, &machine),
         }
         .with_context(|| format!("cannot measure {}", section.name()))?;
     }
     Ok(figures)
 }
 
-/// The host's processor, and how busy others keep it: figures from a busy host are worth less.
-fn describe_machine() -> Value {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let model = model.map_or("unknown", |(_, model)| model);
+/// The host, and how busy others keep it: figures from a busy host are worth less.
+fn describe_machine() -> (String, Value) {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let of_cpu = |what: &str| {
+        let line = cpuinfo.lines().find(|line| line.split('\t').next() == Some(what));
+        line.and_then(|line| line.split_once(": ")).map_or("unknown", |(_, value)| value)
+    };
+    let (model, family, number) = (of_cpu("model name"), of_cpu("cpu family"), of_cpu("model"));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let loads = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease").trim().to_owned();
+    let loads = read("/proc/loadavg");
     let load: f64 = loads.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
-    println!("{model}, {cores} cores, load average {load} at the start");
-    json!({ "cpu": model, "cores": cores, "load_average_at_start": load })
+    let text = format!(
+        "{model} (family {family}, model {number}), {cores} cores, Linux {kernel}, load average {load} at the start"
+    );
+    println!("{text}");
+    let figures = json!({
+        "cpu": model, "family": family, "model": number, "cores": cores, "kernel": kernel,
+        "load_average_at_start": load,
+    });
+    (text, figures)
 }
