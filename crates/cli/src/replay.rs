@@ -47,6 +47,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<Exit> {
             "instructions": report.totals.icount,
             "guest_seconds": Duration::from_nanos(report.totals.guest_ns).as_secs_f64(),
             "digest": report.totals.digest.to_string(),
+            "cpu": report.totals.cpu.to_string(),
             "entries": report.entries,
             "digests_compared": report.digest_count,
             "engines_compared": report.comparisons,

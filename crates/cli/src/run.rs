@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use base::{Nanos, VmId};
 use clap::{Args, ValueEnum};
 use ft::{Timing, TimingError};
-use machine::{ClockMode, Off};
+use machine::{ClockMode, CpuModel, Off};
 use serde::Deserialize;
 use serde_json::json;
 use vmm::config::{Compare, DiskSpec, NetSpec, Protection, RunConfig, check_name};
@@ -58,6 +58,10 @@ struct RunOptions {
     /// Let all writes to disks vanish at the end.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     snapshot: Option<bool>,
+    /// The CPU: v2 (x86-64-v2), or v3 (x86-64-v3: AVX2, BMI, FMA), with ,+aes ,+pclmulqdq or ,+sha behind it. Any
+    /// host runs any of them. [default: v2]
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
     /// RAM in MiB. [default: 512]
     #[arg(long, value_name = "MIB")]
     mem: Option<u64>,
@@ -194,6 +198,7 @@ fn write_summary(path: &Path, report: &RunReport, exit: Exit) -> Result<()> {
         "instructions": totals.map(|totals| totals.icount),
         "guest_seconds": totals.map(|totals| Duration::from_nanos(totals.guest_ns).as_secs_f64()),
         "digest": totals.map(|totals| totals.digest.to_string()),
+        "cpu": totals.map(|totals| totals.cpu.to_string()),
         "engine": totals.map(engine_name),
         "engines_compared": totals.map(|totals| totals.comparisons),
         "counts": totals.map(counts),
@@ -243,6 +248,7 @@ fn merge(args: RunArgs) -> Result<RunOptions> {
         append: flags.append.or(file.append),
         disk: several(flags.disk, file.disk),
         snapshot: flags.snapshot.or(file.snapshot),
+        cpu: flags.cpu.or(file.cpu),
         mem: flags.mem.or(file.mem),
         smp: flags.smp.or(file.smp),
         net: several(flags.net, file.net),
@@ -305,6 +311,8 @@ fn check(options: RunOptions) -> Result<RunConfig> {
         Some(name) => check_name(name).map_err(usage)?,
         None => VmId(format!("{NAME_DEFAULT}-{}", std::process::id())),
     };
+    let cpu = options.cpu.as_deref().map_or(Ok(CpuModel::default()), str::parse);
+    let cpu = cpu.map_err(|why| usage(format!("--cpu: {why}")))?;
     let mem = options.mem.unwrap_or(RAM_MIB_DEFAULT);
     if mem == 0 || mem > RAM_MIB_MAX {
         return Err(usage(format!("--mem {mem}: a VM has from 1 to {RAM_MIB_MAX} MiB of RAM")));
@@ -354,6 +362,7 @@ fn check(options: RunOptions) -> Result<RunConfig> {
         kernel,
         initrd: options.initrd,
         append: options.append.unwrap_or_default(),
+        cpu,
         ram_bytes: mem * MIB,
         disks,
         nets,
@@ -447,7 +456,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("lockstep-options-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let file = dir.join("vm.toml");
-        let text = "name = 'web'\nkernel = 'k'\nmem = 64\nsnapshot = true\ndisk = ['d.img']\n\
+        let text = "name = 'web'\nkernel = 'k'\nmem = 64\ncpu = 'v3,+aes'\nsnapshot = true\ndisk = ['d.img']\n\
                     clock = 'virtual'\nhost_id = 'a'\nrun_dir = 'run'\nengine = 'translator'\nstats = true\n";
         std::fs::write(&file, text).unwrap();
         let file_name = file.to_str().unwrap();
@@ -458,6 +467,7 @@ mod tests {
         std::fs::remove_dir_all(&dir).unwrap();
         let config = config.unwrap();
         assert_eq!((config.vm.0.as_str(), config.ram_bytes), ("web", 128 * MIB));
+        assert_eq!(config.cpu, CpuModel { aes: true, ..CpuModel::V3 });
         assert_eq!(config.kernel, dir.join("k"));
         assert_eq!(config.disks[0].place, dir.join("d.img").to_str().unwrap());
         assert!(!config.disks[0].snapshot);
@@ -474,6 +484,7 @@ mod tests {
             (&["--mem", "1"][..], "--kernel"),
             (&["--kernel", "k", "--mem", "0"], "MiB"),
             (&["--kernel", "k", "--smp", "2"], "one virtual CPU"),
+            (&["--kernel", "k", "--cpu", "v3,+avx512"], "+avx512"),
             (&["--kernel", "k", "--backup", "b:1"], "--arbiter"),
             (&["--kernel", "k", "--backup", "b:1", "--arbiter", "a:1"], "--key"),
             (&["--kernel", "k", "--arbiter", "a"], "HOST:PORT"),

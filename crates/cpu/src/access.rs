@@ -17,7 +17,7 @@ use crate::walk::Kind;
 use crate::{Cpu, Word};
 
 /// The longest single access.
-const ACCESS_BYTES_MAX: usize = 16;
+const ACCESS_BYTES_MAX: usize = 32;
 
 /// Who asks for memory, and for what.
 #[derive(Clone, Copy)]

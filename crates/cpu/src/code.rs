@@ -9,7 +9,6 @@
 
 use base::{PAGE_SHIFT, PAGE_SIZE};
 use mem::{GuestMem, RamOffset, WatchedWrite};
-use x86::Access;
 
 use crate::decode::{Decoded, Ends, INSTRUCTION_BYTES_MAX, ModeKey, decode};
 use crate::op::Fault;
@@ -146,7 +145,8 @@ impl CodeCache {
 /// and the kernel runs in every address space.
 #[inline(always)]
 fn jump_index(linear: u64, mode_key: u32) -> usize {
-    (linear ^ linear >> 12 ^ u64::from(mode_key) << 2) as usize & (JUMPS - 1)
+    // Privilege and address space come to lie in the upper bits of the index.
+    (linear ^ linear >> 12 ^ u64::from(mode_key) >> 3) as usize & (JUMPS - 1)
 }
 
 /// The bytes at a fetch address, and where they lie.
@@ -322,11 +322,5 @@ impl Cpu {
     pub(crate) fn fetch_linear(&self) -> u64 {
         let linear = self.rip.wrapping_add(self.fetch_base);
         if self.rip_mask == u64::MAX { linear } else { linear & 0xffff_ffff }
-    }
-
-    /// True if the code segment is a 16-bit one.
-    #[must_use]
-    pub fn is_16_bit_code(&self) -> bool {
-        !self.is_64_bit() && self.seg[Seg::CS].access & Access::D == 0
     }
 }

@@ -2,7 +2,7 @@
 
 use base::{Icount, RestoreError};
 use mem::GuestMem;
-use x86::{Access, Cr0, Cr4, Dr7, Efer, Exception, Rflags, Vector};
+use x86::{Access, CpuModel, Cr0, Cr4, Dr7, Efer, Exception, Rflags, Vector, cpuid};
 
 use crate::code::CodeCache;
 use crate::decode::{INSTRUCTION_BYTES_MAX, name_of};
@@ -117,6 +117,8 @@ pub struct Cpu {
     pub sse: SseState,
     /// Details of the exception behind [`Fault::EXCEPTION`].
     pub(crate) exception: Exception,
+    /// What CPU this is. Never changes.
+    pub(crate) model: CpuModel,
     pub(crate) code: CodeCache,
     pub(crate) stats: CpuStats,
 }
@@ -133,9 +135,15 @@ impl Cpu {
     /// Pseudo register that holds the address of the running block.
     pub const GPR_BLOCK_RIP: u8 = 17;
 
-    /// A CPU after power-on.
+    /// A CPU of the base model after power-on.
     #[must_use]
     pub fn new() -> Cpu {
+        Cpu::of_model(CpuModel::V2)
+    }
+
+    /// A CPU after power-on.
+    #[must_use]
+    pub fn of_model(model: CpuModel) -> Cpu {
         let state = CpuState::reset();
         let mut cpu = Cpu {
             gpr: [0; 32],
@@ -164,6 +172,7 @@ impl Cpu {
             x87: X87State::reset(),
             sse: SseState::reset(),
             exception: Exception { vector: 0, error_code: 0, address: 0 },
+            model,
             code: CodeCache::new(),
             stats: CpuStats::default(),
         };
@@ -193,7 +202,7 @@ impl Cpu {
     /// # Errors
     /// [`RestoreError::Impossible`] if no CPU can be in that state; then nothing has changed.
     pub fn restore(&mut self, state: &CpuState) -> Result<(), RestoreError> {
-        state.check()?;
+        state.check(self.model)?;
         self.set_state(state);
         Ok(())
     }
@@ -316,7 +325,6 @@ impl Cpu {
     #[must_use]
     pub fn next_instruction(&self, mem: &GuestMem) -> String {
         let linear = self.fetch_linear();
-        let bits = if self.is_64_bit() { 64 } else { 32 >> u32::from(self.is_16_bit_code()) };
         let mut bytes = Vec::new();
         while bytes.len() < INSTRUCTION_BYTES_MAX {
             let at = self.wrap(linear.wrapping_add(bytes.len() as u64));
@@ -326,7 +334,7 @@ impl Cpu {
                 _ => break,
             }
         }
-        format!("{linear:#018x} CPL {} {}", self.cpl, name_of(&bytes, bits))
+        format!("{linear:#018x} CPL {} {}", self.cpl, name_of(&bytes, self.mode_key))
     }
 
     /// The current privilege level.
@@ -334,6 +342,18 @@ impl Cpu {
     #[must_use]
     pub fn cpl(&self) -> u8 {
         self.cpl
+    }
+
+    /// What CPU this is.
+    #[must_use]
+    pub fn model(&self) -> CpuModel {
+        self.model
+    }
+
+    /// True if CR4 and XCR0 allow AVX.
+    pub(crate) fn has_avx_enabled(&self) -> bool {
+        const STATE: u64 = 2 | cpuid::XCR0_YMM;
+        self.sys.cr4 & Cr4::OSXSAVE != 0 && self.sys.xcr0 & STATE == STATE
     }
 
     /// True in 64-bit mode or compatibility mode.

@@ -1,7 +1,7 @@
 //! From bytes to [`Op`]s: `iced-x86` decodes, this resolves the operands.
 
 use x86::iced::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
-use x86::{Access, Cr0, Cr4};
+use x86::{Access, CpuModel, Cr0, Cr4};
 
 use crate::forms::{self, Gate};
 use crate::op::{Fault, Handler};
@@ -11,17 +11,24 @@ use crate::{Cpu, Env, Op};
 /// The longest instruction.
 pub const INSTRUCTION_BYTES_MAX: usize = 15;
 
-/// A CPU without BMI1, LZCNT, CET and MPX runs their encodings as what they were before.
-pub const DECODER_OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC
-    | DecoderOptions::NO_MPFX_0FBD
-    | DecoderOptions::NO_WBNOINVD
-    | DecoderOptions::FORCE_RESERVED_NOP;
+/// The decoder's options where bits of the mode say what bytes mean ([`crate::CodePlace`]). A CPU without
+/// CET and MPX, or without BMI1 and LZCNT, runs their encodings as what they were before.
+#[must_use]
+pub const fn decoder_options(meaning: u32) -> u32 {
+    let options = DecoderOptions::NO_WBNOINVD | DecoderOptions::FORCE_RESERVED_NOP;
+    if meaning & ModeKey::V3 != 0 {
+        options
+    } else {
+        options | DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD
+    }
+}
 
-/// What of the CPU's state decides how bytes decode, packed into a number.
+/// What of the CPU and its state decides how bytes decode, packed into a number.
 ///
 /// Bits 0 and 1: code size (0: 16 bits, 1: 32, 2: 64). Bit 2: segments are flat. Bits 3 to 6: CR0.EM,
-/// CR0.TS, CR0.MP, CR4.OSFXSR. Bit 7: real or virtual 8086 mode. The rest does not change what bytes
-/// mean but where they are found: bit 8: user mode; bits 9 and up: the address space's TLB bank.
+/// CR0.TS, CR0.MP, CR4.OSFXSR. Bit 7: real or virtual 8086 mode. Bits 8 to 11: the model ([`CpuModel::bits`]).
+/// Bit 12: CR4.OSXSAVE and XCR0 allow AVX. The rest does not change what bytes mean but where they are found:
+/// bit 13: user mode; bits 14 and up: the address space's TLB bank.
 pub(crate) struct ModeKey;
 
 impl ModeKey {
@@ -31,10 +38,14 @@ impl ModeKey {
     const MP: u32 = 1 << 5;
     const OSFXSR: u32 = 1 << 6;
     const REAL: u32 = 1 << 7;
-    const USER: u32 = 1 << 8;
-    const BANK_SHIFT: u32 = 9;
+    const MODEL_SHIFT: u32 = 8;
+    const MODEL: u32 = 15 << ModeKey::MODEL_SHIFT;
+    const V3: u32 = CpuModel::V3.bits() << ModeKey::MODEL_SHIFT;
+    const AVX: u32 = 1 << 12;
+    const USER: u32 = 1 << 13;
+    const BANK_SHIFT: u32 = 14;
     /// The bits that decide what bytes mean.
-    pub(crate) const MEANING: u32 = 0xff;
+    pub(crate) const MEANING: u32 = 0x1fff;
 }
 
 impl Cpu {
@@ -49,6 +60,8 @@ impl Cpu {
             | when(self.sys.cr0 & Cr0::MP != 0, ModeKey::MP)
             | when(self.sys.cr4 & Cr4::OSFXSR != 0, ModeKey::OSFXSR)
             | when(real, ModeKey::REAL)
+            | self.model.bits() << ModeKey::MODEL_SHIFT
+            | when(self.has_avx_enabled(), ModeKey::AVX)
             | when(self.cpl == 3, ModeKey::USER)
             | (self.tlb.bank() as u32) << ModeKey::BANK_SHIFT
     }
@@ -74,29 +87,31 @@ pub(crate) enum Ends {
 pub(crate) fn decode(bytes: &[u8], mode_key: u32, offset: u64) -> Decoded {
     let size = mode_key & 3;
     let bits = 16 << size;
-    let mut decoder = Decoder::with_ip(bits, bytes, 0, DECODER_OPTIONS);
+    let mut decoder = Decoder::with_ip(bits, bytes, 0, decoder_options(mode_key));
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         let is_cut = decoder.last_error() == DecoderError::NoMoreBytes;
         if is_cut && bytes.len() < INSTRUCTION_BYTES_MAX {
             return Decoded::NeedMore;
         }
-        let run: Handler = if is_too_long(bytes, bits) { too_long } else { undefined };
+        let run: Handler = if is_too_long(bytes, mode_key) { too_long } else { undefined };
         return Decoded::Op(unreadable(run, offset), Ends::Yes);
     }
     lower(&instruction, mode_key, offset)
 }
 
-/// The form at the start of `bytes`, and its bytes, as code of `bits` bits: for people.
-pub(crate) fn name_of(bytes: &[u8], bits: u32) -> String {
-    let instruction = Decoder::new(bits, bytes, DECODER_OPTIONS).decode();
+/// The form at the start of `bytes`, and its bytes, for people.
+pub(crate) fn name_of(bytes: &[u8], mode_key: u32) -> String {
+    let bits = 16 << (mode_key & 3);
+    let instruction = Decoder::new(bits, bytes, decoder_options(mode_key)).decode();
     let hex = bytes[..instruction.len().min(bytes.len())].iter().map(|byte| format!("{byte:02x}"));
     format!("{:<30} {:?}", hex.collect::<String>(), instruction.code())
 }
 
 /// True if 15 bytes do not hold the instruction because of its prefixes: without them what is left
 /// of the bytes is the beginning of an instruction.
-fn is_too_long(bytes: &[u8], bits: u32) -> bool {
+fn is_too_long(bytes: &[u8], mode_key: u32) -> bool {
+    let bits = 16 << (mode_key & 3);
     let is_prefix = |byte: &u8| {
         let legacy = matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
         legacy || bits == 64 && byte & 0xf0 == 0x40
@@ -105,7 +120,7 @@ fn is_too_long(bytes: &[u8], bits: u32) -> bool {
     if bytes.len() < INSTRUCTION_BYTES_MAX || prefixes == 0 {
         return false;
     }
-    let mut decoder = Decoder::with_ip(bits, &bytes[prefixes..], 0, DECODER_OPTIONS);
+    let mut decoder = Decoder::with_ip(bits, &bytes[prefixes..], 0, decoder_options(mode_key));
     decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
 }
 
@@ -151,7 +166,8 @@ fn lower(instruction: &Instruction, mode_key: u32, offset: u64) -> Decoded {
     let mut op = bare(undefined, code as u16);
     op.len = instruction.len() as u8;
     op.end = (offset + u64::from(op.len)) as u16;
-    let Some(form) = forms::lookup(code) else { return Decoded::Op(op, Ends::Yes) };
+    let model = (mode_key & ModeKey::MODEL) >> ModeKey::MODEL_SHIFT;
+    let Some(form) = forms::lookup_in(code, model) else { return Decoded::Op(op, Ends::Yes) };
     if form.protected_only() && mode_key & ModeKey::REAL != 0 {
         return Decoded::Op(op, Ends::Yes);
     }
@@ -188,7 +204,8 @@ fn gate(gate: Gate, mode_key: u32) -> Option<Handler> {
         Gate::Wait => (has(ModeKey::MP) && has(ModeKey::TS)).then_some(nm),
         Gate::Mmx if has(ModeKey::EM) => Some(ud),
         Gate::Sse if has(ModeKey::EM) || !has(ModeKey::OSFXSR) => Some(ud),
-        Gate::Mmx | Gate::Sse | Gate::Xsave => has(ModeKey::TS).then_some(nm),
+        Gate::Avx if !has(ModeKey::AVX) || has(ModeKey::REAL) => Some(ud),
+        Gate::Mmx | Gate::Sse | Gate::Avx | Gate::Xsave => has(ModeKey::TS).then_some(nm),
     }
 }
 
@@ -305,7 +322,8 @@ fn lower_memory(instruction: &Instruction, op: &mut Op, mode_key: u32) {
 }
 
 fn address_bits(instruction: &Instruction, base: Register, index: Register, mode_key: u32) -> u8 {
-    let reg = if base == Register::None { index } else { base };
+    // The index of a gather is a vector.
+    let reg = if base == Register::None && index.is_gpr() { index } else { base };
     if reg == Register::None {
         return match instruction.memory_displ_size() {
             2 => 16,

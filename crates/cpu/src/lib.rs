@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod avx;
 mod bus;
 mod code;
 mod cpu;
@@ -33,7 +34,7 @@ mod xsave;
 pub use access::is_canonical;
 pub use bus::{Bus, NoBus};
 pub use cpu::{Cpu, CpuStats};
-pub use decode::{DECODER_OPTIONS, INSTRUCTION_BYTES_MAX};
+pub use decode::{INSTRUCTION_BYTES_MAX, decoder_options};
 pub use engine::{CodePlace, Engine, Next};
 pub use flags::Flags;
 pub use op::{Env, Fault, Handler, Op};

@@ -2,7 +2,7 @@
 
 use base::{Icount, RestoreError, Saved};
 use serde::{Deserialize, Serialize};
-use x86::{Access, Cr0, Dr6, Dr7, Rflags, cpuid};
+use x86::{Access, CpuLevel, CpuModel, Cr0, Dr6, Dr7, Rflags, cpuid};
 
 /// Index of a segment register, in the manual's order.
 #[derive(Clone, Copy, Debug)]
@@ -117,11 +117,13 @@ impl X87State {
     }
 }
 
-/// The SSE registers.
+/// The SSE and AVX registers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SseState {
     /// XMM0 to XMM15.
     pub xmm: [u128; 16],
+    /// The upper halves of YMM0 to YMM15; 0 in a CPU without AVX.
+    pub ymm_high: [u128; 16],
     /// MXCSR.
     pub mxcsr: u32,
 }
@@ -130,7 +132,7 @@ impl SseState {
     /// After reset.
     #[must_use]
     pub fn reset() -> SseState {
-        SseState { xmm: [0; 16], mxcsr: 0x1f80 }
+        SseState { xmm: [0; 16], ymm_high: [0; 16], mxcsr: 0x1f80 }
     }
 }
 
@@ -243,7 +245,7 @@ pub struct CpuState {
 
 impl Saved for CpuState {
     const KIND: &'static str = "cpu";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 impl CpuState {
@@ -271,6 +273,11 @@ impl CpuState {
         for (number, (a, b)) in self.sse.xmm.iter().zip(&other.sse.xmm).enumerate() {
             if a != b {
                 found.push(format!("xmm{number}: {a:#x}, other {b:#x}"));
+            }
+        }
+        for (number, (a, b)) in self.sse.ymm_high.iter().zip(&other.sse.ymm_high).enumerate() {
+            if a != b {
+                found.push(format!("upper half of ymm{number}: {a:#x}, other {b:#x}"));
             }
         }
         if self.seg != other.seg {
@@ -316,11 +323,11 @@ impl CpuState {
         }
     }
 
-    /// Checks what a CPU cannot hold, for state that came from outside.
+    /// Checks what a CPU of a model cannot hold, for state that came from outside.
     ///
     /// # Errors
     /// [`RestoreError::Impossible`] with the reason.
-    pub fn check(&self) -> Result<(), RestoreError> {
+    pub fn check(&self, model: CpuModel) -> Result<(), RestoreError> {
         let impossible =
             |why: &str| Err(RestoreError::Impossible { kind: Self::KIND, why: why.to_owned() });
         let sys = &self.sys;
@@ -333,11 +340,20 @@ impl CpuState {
         if self.rflags & Rflags::VM != 0 {
             return impossible("virtual 8086 mode");
         }
-        if sys.xcr0 & !cpuid::XCR0_ALL != 0 || sys.xcr0 & 1 == 0 {
-            return impossible("XCR0 with unknown components");
+        if !is_xcr0(model, sys.xcr0) {
+            return impossible("XCR0 with components that the CPU does not have");
+        }
+        if model.level < CpuLevel::V3 && self.sse.ymm_high != [0; 16] {
+            return impossible("YMM registers in a CPU without AVX");
         }
         Ok(())
     }
+}
+
+/// True if XCR0 of a CPU of this model can be `value`.
+pub(crate) fn is_xcr0(model: CpuModel, value: u64) -> bool {
+    let has_ymm_without_sse = value & cpuid::XCR0_YMM != 0 && value & 2 == 0;
+    value & !cpuid::xcr0_all(model) == 0 && value & 1 != 0 && !has_ymm_without_sse
 }
 
 impl SystemState {

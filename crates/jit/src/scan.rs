@@ -5,7 +5,7 @@
 //! branch that leaves the page, or [`TRACE_MAX`] instructions.
 
 use crate::frame::{Home, home};
-use cpu::{DECODER_OPTIONS, INSTRUCTION_BYTES_MAX};
+use cpu::{INSTRUCTION_BYTES_MAX, decoder_options};
 use x86::iced::{
     Code, ConditionCode, CpuidFeature, Decoder, DecoderError, FlowControl, Instruction,
     InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
@@ -144,7 +144,7 @@ pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> 
             break End::At(at);
         }
         let bytes = &page[usize::from(at)..];
-        let mut decoder = Decoder::with_ip(64, bytes, u64::from(at), DECODER_OPTIONS);
+        let mut decoder = Decoder::with_ip(64, bytes, u64::from(at), decoder_options(meaning));
         let ins = decoder.decode();
         let is_cut = decoder.last_error() == DecoderError::NoMoreBytes;
         if ins.is_invalid() && is_cut && bytes.len() < INSTRUCTION_BYTES_MAX {
@@ -170,7 +170,7 @@ pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> 
 
 /// The trace of one instruction that starts on one page and ends on another. `bytes` begin with it.
 pub(crate) fn scan_straddler(bytes: &[u8], start: u16, meaning: u32) -> Trace {
-    let ins = Decoder::with_ip(64, bytes, u64::from(start), DECODER_OPTIONS).decode();
+    let ins = Decoder::with_ip(64, bytes, u64::from(start), decoder_options(meaning)).decode();
     let insn = understand(&ins, start, meaning, &mut InstructionInfoFactory::new());
     let end = match &insn {
         None => End::Unknown(start),
@@ -590,7 +590,7 @@ mod tests {
                 move |(opcode, n)| {
                     let modrm = (n & 7) << 3 | if n < 8 { 4 } else { 0xc1 };
                     let bytes = [&start[..], &[opcode, modrm, 0x24, 1, 2, 3, 4, 5, 6, 7]].concat();
-                    let ins = Decoder::with_ip(64, &bytes, 0, DECODER_OPTIONS).decode();
+                    let ins = Decoder::with_ip(64, &bytes, 0, decoder_options(0)).decode();
                     (!ins.is_invalid()).then_some(ins)
                 },
             )

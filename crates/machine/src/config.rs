@@ -1,6 +1,7 @@
 //! What a machine is made of. Part of the start state: both sides of a pair have the same.
 
 use serde::{Deserialize, Serialize};
+use x86::CpuModel;
 
 use crate::clock::ClockMode;
 
@@ -12,6 +13,8 @@ pub const NICS_MAX: usize = 8;
 /// The parts and settings of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineConfig {
+    /// What CPU it has.
+    pub cpu: CpuModel,
     /// Bytes of RAM: a multiple of 4096 from 1 MiB to 16 GiB.
     pub ram_bytes: u64,
     /// virtio disks, in order.
@@ -79,10 +82,11 @@ pub enum ConfigError {
 }
 
 impl MachineConfig {
-    /// A machine with RAM and a serial port, for tests: virtual clock, no reboot and a fixed seed.
+    /// A machine with a CPU of the base model, RAM and a serial port, for tests: virtual clock, no reboot and a fixed seed.
     #[must_use]
     pub fn for_test(ram_bytes: u64) -> MachineConfig {
         MachineConfig {
+            cpu: CpuModel::V2,
             ram_bytes,
             disks: Vec::new(),
             nics: Vec::new(),

@@ -93,7 +93,7 @@ impl Machine {
     pub fn new(config: MachineConfig, payload: BootPayload) -> Result<Machine, MachineError> {
         config.check()?;
         let mut machine = Machine {
-            cpu: Cpu::new(),
+            cpu: Cpu::of_model(config.cpu),
             mem: GuestMem::new(config.ram_bytes)?,
             board: Board::new(&config),
             config,

@@ -40,7 +40,7 @@ struct Running {
 
 impl Saved for Head {
     const KIND: &'static str = "machine";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 /// Why a snapshot was not accepted.
@@ -94,7 +94,7 @@ impl Machine {
             return Ok(machine);
         };
         head.config.check()?;
-        let mut cpu = Cpu::new();
+        let mut cpu = Cpu::of_model(head.config.cpu);
         cpu.restore(&state.cpu).map_err(SnapshotError::from)?;
         let mut mem = GuestMem::new(head.config.ram_bytes)?;
         restore_pages(&mut mem, pages, page_count)?;

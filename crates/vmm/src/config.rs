@@ -10,7 +10,7 @@ use base::{Digest, VmId};
 use engines::EngineKind;
 use ft::Timing;
 use host::link::{INTERFACE_NAME_LEN_MAX, LinkAddr};
-use machine::ClockMode;
+use machine::{ClockMode, CpuModel};
 use serde::{Deserialize, Serialize};
 
 use crate::announce::Mac;
@@ -33,6 +33,8 @@ pub struct RunConfig {
     pub initrd: Option<PathBuf>,
     /// Its command line.
     pub append: String,
+    /// What CPU it has.
+    pub cpu: CpuModel,
     /// RAM in bytes.
     pub ram_bytes: u64,
     /// The disks, in the guest's order.

@@ -12,7 +12,7 @@ use base::{Digest, Generation, Icount, LogPos, Nanos};
 use ft::{Control, Pace, Progress, RunState, Window};
 use host::Wake;
 use machine::event::{Console, Control as Switch, DiskResult, Output};
-use machine::{Machine, Off};
+use machine::{CpuModel, Machine, Off};
 use replay::EngineDifference;
 
 /// Frames that wait for the guest; a frame beyond them is lost, as in a full network card.
@@ -214,6 +214,8 @@ pub struct Totals {
     pub guest_ns: u64,
     /// Digest of the whole machine.
     pub digest: Digest,
+    /// What CPU the guest has.
+    pub cpu: CpuModel,
     /// The translator ran the guest, with the interpreter for what it leaves; else the interpreter alone.
     pub translated: bool,
     /// How often two engines were compared.
@@ -228,6 +230,7 @@ impl Totals {
             icount: machine.icount(),
             guest_ns: machine.guest_ns(),
             digest: machine.digest(),
+            cpu: machine.config().cpu,
             translated: machine.has_engine(),
             comparisons: 0,
             counts: machine.counts(),

@@ -18,7 +18,7 @@ use ft::{Node, Stamp};
 use host::Wake;
 use host::link::LinkError;
 use machine::{
-    BootPayload, ClockMode, DiskConfig, Machine, MachineConfig, MachineError, NicConfig,
+    BootPayload, ClockMode, CpuModel, DiskConfig, Machine, MachineConfig, MachineError, NicConfig,
 };
 use replay::Shadow;
 
@@ -258,11 +258,14 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     })
 }
 
-/// What has to be equal on both sides, beside the configuration, which travels with the machine.
+/// What has to be equal on both sides: the build, and which CPU models it knows. The configuration, the CPU's
+/// model with it, travels with the machine.
 #[must_use]
 pub fn machine_kind() -> Digest {
     let version = env!("CARGO_PKG_VERSION");
-    Digest::of(format!("lockstep {version} x86-64-v2 {:?}", replay::format::PREAMBLE).as_bytes())
+    let models = [CpuModel::V2, CpuModel::ALL].map(|model| model.to_string());
+    let preamble = replay::format::PREAMBLE;
+    Digest::of(format!("lockstep {version} {models:?} {preamble:?}").as_bytes())
 }
 
 /// Runs the machine on a thread of its own. Should it panic, which is a bug of ours, the process ends
@@ -351,6 +354,7 @@ fn machine_config(config: &RunConfig, disks: &OpenDisks) -> MachineConfig {
         mac: net.mac.unwrap_or_else(|| default_mac(&config.mac_base, index)),
     };
     MachineConfig {
+        cpu: config.cpu,
         ram_bytes: config.ram_bytes,
         disks: disks.infos().into_iter().enumerate().map(disk).collect(),
         nics: config.nets.iter().enumerate().map(nic).collect(),

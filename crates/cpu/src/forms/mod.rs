@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 
+use x86::CpuModel;
 use x86::iced::Code;
 
 use crate::decode::undefined;
@@ -13,6 +14,7 @@ use crate::op::Handler;
 mod alu;
 mod arith;
 mod bits;
+mod bmi;
 mod cond;
 mod far;
 mod flow;
@@ -25,6 +27,7 @@ const TABLES: &[&[Form]] = &[
     alu::FORMS,
     arith::FORMS,
     bits::FORMS,
+    bmi::FORMS,
     far::FORMS,
     flow::FORMS,
     mov::FORMS,
@@ -49,6 +52,8 @@ pub enum Gate {
     Mmx,
     /// SSE: #UD if CR0.EM or not CR4.OSFXSR, #NM if CR0.TS.
     Sse,
+    /// AVX: #UD if not CR4.OSXSAVE or XCR0 lacks a component, #NM if CR0.TS.
+    Avx,
     /// FXSAVE and FXRSTOR: #NM if CR0.EM or CR0.TS.
     Fxsave,
     /// XSAVE and XRSTOR: #NM if CR0.TS. They look at CR4.OSXSAVE themselves.
@@ -132,23 +137,37 @@ impl Form {
     }
 }
 
-/// Every form that is implemented.
+/// Every form that is implemented, for whatever model.
 pub fn all() -> impl Iterator<Item = &'static Form> {
-    TABLES.iter().copied().flatten()
+    TABLES.iter().chain(crate::avx::TABLES).copied().flatten()
 }
 
-static BY_CODE: LazyLock<Vec<Option<&'static Form>>> = LazyLock::new(|| {
-    let mut by_code = vec![None; Code::values().count()];
+/// What is known of a code: its form, and the bits of what a model must have for it.
+#[derive(Clone, Copy)]
+struct Entry {
+    form: Option<&'static Form>,
+    needs: u32,
+}
+
+static BY_CODE: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+    let mut by_code = vec![Entry { form: None, needs: 0 }; Code::values().count()];
     for form in all() {
-        by_code[form.code as usize] = Some(form);
+        let needs = CpuModel::bits_needed(form.code);
+        by_code[form.code as usize] = Entry { form: Some(form), needs };
     }
     by_code
 });
 
-/// The form of a code, if it is implemented.
+/// The form of a code, if it is implemented for any model.
 #[must_use]
 pub fn lookup(code: Code) -> Option<&'static Form> {
-    BY_CODE[code as usize]
+    BY_CODE[code as usize].form
+}
+
+/// The form of a code, if a model with these bits has it.
+pub(crate) fn lookup_in(code: Code, model: u32) -> Option<&'static Form> {
+    let entry = &BY_CODE[code as usize];
+    entry.form.filter(|_| entry.needs & !model == 0)
 }
 
 #[cfg(test)]

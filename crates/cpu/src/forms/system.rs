@@ -1,14 +1,16 @@
 //! System instructions: control, debug and model-specific registers, descriptor tables, CPUID, HLT.
 
 use x86::iced::Code;
-use x86::{Access, Cr0, Cr4, Descriptor, Rflags, Selector, SystemType, Vector, cpuid, msr};
+use x86::{
+    Access, CpuLevel, Cr0, Cr4, Descriptor, Rflags, Selector, SystemType, Vector, cpuid, msr,
+};
 
 use crate::access::is_canonical;
 use crate::forms::Form;
 use crate::forms::far::is_visible;
 use crate::op::{Env, Fault, Op};
-use crate::state::{Seg, Segment, Shadow, TableRegister};
-use crate::{Cpu, Word};
+use crate::state::{Seg, Segment, Shadow, TableRegister, is_xcr0};
+use crate::{Cpu, Word, xsave};
 
 impl Cpu {
     /// #GP(0) above CPL 0.
@@ -163,8 +165,9 @@ fn cpuid(cpu: &mut Cpu, env: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
         osxsave: cpu.sys.cr4 & Cr4::OSXSAVE != 0,
         limit_leaves: cpu.sys.misc_enable & 1 << 22 != 0,
         apic_disabled: apic_base.is_some_and(|base| base & 1 << 11 == 0),
+        xcr0: cpu.sys.xcr0,
     };
-    let leaf = cpuid::leaf(cpu.gpr(0) as u32, cpu.gpr(1) as u32, dynamic);
+    let leaf = cpuid::leaf(cpu.model, cpu.gpr(0) as u32, cpu.gpr(1) as u32, dynamic);
     for (r, value) in [(0, leaf.eax), (3, leaf.ebx), (1, leaf.ecx), (2, leaf.edx)] {
         cpu.set_gpr(r, u64::from(value));
     }
@@ -175,10 +178,12 @@ fn xgetbv(cpu: &mut Cpu, _: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
     if cpu.sys.cr4 & Cr4::OSXSAVE == 0 {
         return Err(cpu.ud());
     }
-    if cpu.gpr(1) as u32 != 0 {
-        return Err(cpu.gp());
-    }
-    set_edx_eax(cpu, cpu.sys.xcr0);
+    let value = match cpu.gpr(1) as u32 {
+        0 => cpu.sys.xcr0,
+        1 if cpu.model.level >= CpuLevel::V3 => cpu.sys.xcr0 & xsave::in_use(cpu),
+        _ => return Err(cpu.gp()),
+    };
+    set_edx_eax(cpu, value);
     Ok(())
 }
 
@@ -188,10 +193,11 @@ fn xsetbv(cpu: &mut Cpu, _: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
     }
     cpu.require_cpl0()?;
     let value = cpu.gpr(0) & 0xffff_ffff | cpu.gpr(2) << 32;
-    if cpu.gpr(1) as u32 != 0 || value & !cpuid::XCR0_ALL != 0 || value & 1 == 0 {
+    if cpu.gpr(1) as u32 != 0 || !is_xcr0(cpu.model, value) {
         return Err(cpu.gp());
     }
     cpu.sys.xcr0 = value;
+    cpu.update_mode();
     Ok(())
 }
 
@@ -705,7 +711,7 @@ pub(super) const FORMS: &[Form] = &[
     Form::reg(Code::Rdpmc, rdpmc),
     Form::reg(Code::Cpuid, cpuid),
     Form::reg(Code::Xgetbv, xgetbv),
-    Form::reg(Code::Xsetbv, xsetbv),
+    Form::reg(Code::Xsetbv, xsetbv).ends(),
     Form::reg(Code::Cli, cli),
     Form::reg(Code::Clac, clac),
     Form::reg(Code::Stac, stac),

@@ -119,6 +119,103 @@ pub fn mul_unpacked(env: &mut FpEnv, format: Format, a: Unpacked, b: Unpacked) -
     }
 }
 
+/// What a fused multiply-add negates before it adds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FusedSigns {
+    /// The product.
+    pub product: bool,
+    /// The addend.
+    pub addend: bool,
+}
+
+/// `x * y + z` with one rounding, product and addend negated as `signs` says. A NaN keeps its sign.
+/// (SDM volume 1, 14.5.1.1: of several NaNs the first of x, y, z counts.)
+#[inline(never)]
+pub fn mul_add<F: Float>(env: &mut FpEnv, x: F, y: F, z: F, signs: FusedSigns) -> F {
+    let (x, y, mut z) = (env.unpack(x), env.unpack(y), env.unpack(z));
+    if [x, y, z].iter().any(Unpacked::is_nan) {
+        return F::pack(fused_nan(env, [x, y, z]));
+    }
+    z.sign ^= signs.addend;
+    F::pack(mul_add_unpacked(env, F::FORMAT, x, y, z, signs.product))
+}
+
+#[cold]
+fn fused_nan(env: &mut FpEnv, operands: [Unpacked; 3]) -> Parts {
+    if operands.iter().any(|operand| operand.class == Class::Signaling) {
+        env.raise(flag::IE);
+    }
+    let first = operands.iter().find(|operand| operand.is_nan());
+    first.map_or(Parts::DEFAULT_NAN, Unpacked::quieted)
+}
+
+/// None of the operands is a NaN.
+fn mul_add_unpacked(
+    env: &mut FpEnv,
+    format: Format,
+    x: Unpacked,
+    y: Unpacked,
+    z: Unpacked,
+    negates: bool,
+) -> Parts {
+    let sign = x.sign != y.sign && !negates || x.sign == y.sign && negates;
+    let product = match (x.class, y.class) {
+        (Class::Infinity, Class::Zero) | (Class::Zero, Class::Infinity) => return env.invalid(),
+        (Class::Infinity, _) | (_, Class::Infinity) => Class::Infinity,
+        (Class::Zero, _) | (_, Class::Zero) => Class::Zero,
+        _ => Class::Finite,
+    };
+    if product == Class::Infinity && z.class == Class::Infinity && sign != z.sign {
+        return env.invalid();
+    }
+    env.note_denormals(&[&x, &y, &z]);
+    match (product, z.class) {
+        (Class::Infinity, _) => Parts::infinity(sign),
+        (_, Class::Infinity) => Parts::infinity(z.sign),
+        (Class::Zero, Class::Zero) => {
+            Parts::zero(if sign == z.sign { sign } else { env.rounding == Rounding::Down })
+        }
+        (Class::Zero, _) => env.round(format, z.sign, z.exp, u128::from(z.sig) << 64),
+        _ => {
+            let product = u128::from(x.sig) * u128::from(y.sig);
+            let shift = product.leading_zeros();
+            let exp = x.exp + y.exp + 1 - shift as i32;
+            add_to_product(env, format, Wide { sign, exp, sig: product << shift }, z)
+        }
+    }
+}
+
+/// A product: `sig * 2^(exp - 127)`, bit 127 set.
+#[derive(Clone, Copy)]
+struct Wide {
+    sign: bool,
+    exp: i32,
+    sig: u128,
+}
+
+/// The exact product plus `z`. A product has at most 106 significant bits here and `z` has 53, so where bits of the
+/// smaller one are lost below bit 0, the sum loses no more than one bit at its top, and a sticky bit is enough.
+fn add_to_product(env: &mut FpEnv, format: Format, product: Wide, z: Unpacked) -> Parts {
+    if z.class == Class::Zero {
+        return env.round(format, product.sign, product.exp, product.sig);
+    }
+    let addend = Wide { sign: z.sign, exp: z.exp, sig: u128::from(z.sig) << 64 };
+    let (big, small) = if (product.exp, product.sig) >= (addend.exp, addend.sig) {
+        (product, addend)
+    } else {
+        (addend, product)
+    };
+    // One bit of headroom for the carry: bit 0 of a product that is so long is 0.
+    let big_sig = big.sig >> 1;
+    let small_sig = shift_right_sticky(small.sig >> 1, (big.exp - small.exp) as u32);
+    let sum = if big.sign == small.sign { big_sig + small_sig } else { big_sig - small_sig };
+    if sum == 0 {
+        return Parts::zero(env.rounding == Rounding::Down);
+    }
+    let shift = sum.leading_zeros();
+    env.round(format, big.sign, big.exp + 1 - shift as i32, sum << shift)
+}
+
 /// `a / b`, rounded to `format`.
 #[inline(never)]
 pub fn div_unpacked(env: &mut FpEnv, format: Format, a: Unpacked, b: Unpacked) -> Parts {

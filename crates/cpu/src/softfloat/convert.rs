@@ -21,6 +21,23 @@ pub fn convert<A: Float, B: Float>(env: &mut FpEnv, a: A) -> B {
     }
 }
 
+/// Half to single, always exact. Denormals are neither flushed nor noted, whatever MXCSR says (SDM VCVTPH2PS).
+pub fn widen_half(env: &mut FpEnv, a: u16) -> u32 {
+    let a = a.unpack();
+    if a.class == Class::Signaling {
+        env.raise(flag::IE);
+    }
+    u32::pack(a.to_parts())
+}
+
+/// Single to half. Tiny results are never flushed (SDM VCVTPS2PH).
+pub fn narrow_half(env: &mut FpEnv, a: u32, rounding: Rounding) -> u16 {
+    let mut halves = FpEnv { rounding, ftz: false, ..*env };
+    let result = convert(&mut halves, a);
+    env.raise(halves.flags);
+    result
+}
+
 /// An integer as a number, rounded to `F`'s format.
 #[inline]
 pub fn from_i64<F: Float>(env: &mut FpEnv, value: i64) -> F {

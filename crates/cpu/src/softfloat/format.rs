@@ -20,6 +20,8 @@ pub struct Format {
 pub const SINGLE: Format = Format { precision: 24, exp_min: -126, exp_max: 127, wrap: 192 };
 /// Double precision.
 pub const DOUBLE: Format = Format { precision: 53, exp_min: -1022, exp_max: 1023, wrap: 1536 };
+/// Half precision, which is only converted to and from. An unmasked exception leaves no result, so nothing wraps.
+pub const HALF: Format = Format { precision: 11, exp_min: -14, exp_max: 15, wrap: 0 };
 /// x87 double extended precision.
 pub const EXTENDED: Format = Format { precision: 64, exp_min: -16382, exp_max: 16383, wrap: 24576 };
 
@@ -160,7 +162,7 @@ impl Parts {
     }
 }
 
-/// A number format by its bits: `u32` is single, `u64` double, [`F80`] extended precision.
+/// A number format by its bits: `u16` is half, `u32` single, `u64` double, [`F80`] extended precision.
 pub trait Float: HostFast + PartialEq {
     /// Precision and range.
     const FORMAT: Format;
@@ -208,6 +210,24 @@ fn unpack_implied(sign: bool, field: u32, special: u32, bias: i32, frac: u64) ->
         Class::Signaling
     };
     Unpacked { sign, class, exp: 0, sig: frac | (1 << 63), denormal: false }
+}
+
+impl HostFast for u16 {}
+
+impl Float for u16 {
+    const FORMAT: Format = HALF;
+
+    #[inline]
+    fn unpack(self) -> Unpacked {
+        let frac = u64::from(self & 0x03ff) << 53;
+        unpack_implied(self >> 15 != 0, u32::from(self >> 10) & 0x1f, 0x1f, 15, frac)
+    }
+
+    #[inline]
+    fn pack(parts: Parts) -> u16 {
+        let frac = (parts.sig >> 53) as u16 & 0x03ff;
+        (u16::from(parts.sign) << 15) | (parts.field(15, 0x1f) as u16 & 0x1f) << 10 | frac
+    }
 }
 
 impl Float for u32 {

@@ -15,12 +15,15 @@ mod fast;
 mod format;
 
 pub use arith::{
-    Ordering, Remainder, RemainderMode, add, add_unpacked, compare, compare_unpacked, div,
-    div_unpacked, max, min, mul, mul_unpacked, remainder, sqrt, sqrt_unpacked, sub, sub_unpacked,
+    FusedSigns, Ordering, Remainder, RemainderMode, add, add_unpacked, compare, compare_unpacked,
+    div, div_unpacked, max, min, mul, mul_add, mul_unpacked, remainder, sqrt, sqrt_unpacked, sub,
+    sub_unpacked,
 };
-pub use convert::{IntWidth, convert, from_i64, round_to_integral, to_int, truncate};
+pub use convert::{
+    IntWidth, convert, from_i64, narrow_half, round_to_integral, to_int, truncate, widen_half,
+};
 pub use fast::{narrow, widen};
-pub use format::{Class, DOUBLE, EXTENDED, Float, Format, Parts, SINGLE, Unpacked};
+pub use format::{Class, DOUBLE, EXTENDED, Float, Format, HALF, Parts, SINGLE, Unpacked};
 
 /// Exception flags, at the places that MXCSR and the x87 status word give them.
 pub mod flag {

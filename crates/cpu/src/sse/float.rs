@@ -136,17 +136,38 @@ fn reciprocal_root<F: Float>(_env: &mut FpEnv, _a: F, b: F) -> F {
     }
 }
 
-/// CMPPS and its like: predicates 0 to 7.
+/// For each of VCMPPS's predicates 0 to 15 the orders for which it holds: bit 0 less, 1 equal, 2 greater,
+/// 3 unordered. Predicates 16 to 31 are the same with the other answer to a quiet NaN.
+const PREDICATES: [u8; 16] = [
+    0b0010, 0b0001, 0b0011, 0b1000, 0b1101, 0b1110, 0b1100,
+    0b0111, // EQ LT LE UNORD NEQ NLT NLE ORD
+    0b1010, 0b1001, 0b1011, 0b0000, 0b0101, 0b0110, 0b0100,
+    0b1111, // EQ NGE NGT FALSE NEQ GE GT TRUE
+];
+
+/// CMPPS and VCMPPS: predicates 0 to 31.
 #[inline]
 fn predicate<F: FloatLane>(env: &mut FpEnv, a: F, b: F, predicate: u8) -> F {
-    let ordering = sf::compare(env, a, b, matches!(predicate & 3, 1 | 2));
-    let holds = match predicate & 3 {
-        0 => ordering == Ordering::Equal,
-        1 => ordering == Ordering::Less,
-        2 => matches!(ordering, Ordering::Less | Ordering::Equal),
-        _ => ordering == Ordering::Unordered,
+    let quiet_invalid = matches!(predicate & 3, 1 | 2) != (predicate & 16 != 0);
+    let order = match sf::compare(env, a, b, quiet_invalid) {
+        Ordering::Less => 1,
+        Ordering::Equal => 2,
+        Ordering::Greater => 4,
+        Ordering::Unordered => 8,
     };
-    F::mask(holds != (predicate & 4 != 0))
+    F::mask(PREDICATES[usize::from(predicate & 15)] & order != 0)
+}
+
+/// As SSE has it: only three bits of the immediate count.
+#[inline]
+pub(crate) fn compare_packed_sse<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128, imm: u8) -> u128 {
+    compare_packed::<F>(env, a, b, imm & 7)
+}
+
+/// See [`compare_packed_sse`].
+#[inline]
+pub(crate) fn compare_scalar_sse<F: FloatLane>(env: &mut FpEnv, a: u128, b: u128, imm: u8) -> u128 {
+    compare_scalar::<F>(env, a, b, imm & 7)
 }
 
 #[inline]
@@ -336,6 +357,63 @@ pub(crate) fn cvtps2pd(env: &mut FpEnv, b: u128) -> u128 {
 pub(crate) fn cvtpd2ps(env: &mut FpEnv, b: u128) -> u128 {
     let [low, high] = u64::split(b).map(|value| sf::narrow(env, value));
     u32::join([low, high, 0, 0])
+}
+
+/// Four halves in the low quadword to singles.
+pub(crate) fn cvtph2ps(env: &mut FpEnv, b: u128) -> u128 {
+    let lanes = u16::split(b);
+    u32::join([0, 1, 2, 3].map(|i: usize| sf::widen_half(env, lanes[i])))
+}
+
+/// Four singles to halves; bit 2 of `imm` asks for MXCSR's rounding mode.
+pub(crate) fn cvtps2ph(env: &mut FpEnv, b: u128, imm: u8) -> u64 {
+    let rounding = if imm & 4 != 0 { env.rounding } else { Rounding::from_bits(u32::from(imm)) };
+    let halves = u32::split(b).map(|value| sf::narrow_half(env, value, rounding));
+    halves.iter().rev().fold(0, |word, half| word << 16 | u64::from(*half))
+}
+
+/// What an instruction of FMA does with the product and the addend.
+#[derive(Clone, Copy)]
+pub(crate) struct Fused {
+    pub(crate) negates_product: bool,
+    /// In the even lanes and in the odd ones.
+    pub(crate) subtracts: [bool; 2],
+}
+
+#[inline]
+fn fused<F: FloatLane>(env: &mut FpEnv, what: Fused, odd: bool, x: F, y: F, z: F) -> F {
+    let signs =
+        sf::FusedSigns { product: what.negates_product, addend: what.subtracts[usize::from(odd)] };
+    sf::mul_add(env, x, y, z, signs)
+}
+
+/// `x * y + z` in every lane.
+#[inline]
+pub(crate) fn fused_packed<F: FloatLane>(
+    env: &mut FpEnv,
+    what: Fused,
+    x: u128,
+    y: u128,
+    z: u128,
+) -> u128 {
+    let (mut lanes, y, z) = (F::split(x), F::split(y), F::split(z));
+    let sources = y.as_ref().iter().zip(z.as_ref());
+    for (index, (lane, (y, z))) in lanes.as_mut().iter_mut().zip(sources).enumerate() {
+        *lane = fused(env, what, index % 2 != 0, *lane, *y, *z);
+    }
+    F::join(lanes)
+}
+
+/// `x * y + z` in the low lane; the others are those of `rest`.
+#[inline]
+pub(crate) fn fused_scalar<F: FloatLane>(
+    env: &mut FpEnv,
+    what: Fused,
+    [x, y, z]: [u128; 3],
+    rest: u128,
+) -> u128 {
+    let result = fused(env, what, false, low::<F>(x), low::<F>(y), low::<F>(z));
+    with_low(rest, result)
 }
 
 pub(crate) fn cvtss2sd(env: &mut FpEnv, a: u128, b: u128) -> u128 {

@@ -6,7 +6,7 @@
 use x86::iced::Code;
 use x86::{Cr4, Rflags, Vector};
 
-use super::{float, integer, string};
+use super::{crypto, float, integer, string};
 use crate::forms::{Form, Gate};
 use crate::op::{Env, Fault, Op};
 use crate::softfloat::{FpEnv, IntWidth, Ordering, Rounding, flag};
@@ -455,11 +455,11 @@ fn move_reg(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-fn merge_low_32(a: u128, b: u128) -> u128 {
+pub(crate) fn merge_low_32(a: u128, b: u128) -> u128 {
     a >> 32 << 32 | u128::from(b as u32)
 }
 
-fn merge_low_64(a: u128, b: u128) -> u128 {
+pub(crate) fn merge_low_64(a: u128, b: u128) -> u128 {
     a >> 64 << 64 | u128::from(b as u64)
 }
 
@@ -467,27 +467,27 @@ fn second(_: u128, b: u128) -> u128 {
     b
 }
 
-fn movhps(a: u128, b: u128) -> u128 {
+pub(crate) fn movhps(a: u128, b: u128) -> u128 {
     integer::punpcklqdq(a, b)
 }
 
-fn movhlps(a: u128, b: u128) -> u128 {
+pub(crate) fn movhlps(a: u128, b: u128) -> u128 {
     merge_low_64(a, b >> 64)
 }
 
-fn low_32(a: u128) -> u32 {
+pub(crate) fn low_32(a: u128) -> u32 {
     a as u32
 }
 
-fn low_64(a: u128) -> u64 {
+pub(crate) fn low_64(a: u128) -> u64 {
     a as u64
 }
 
-fn high_64(a: u128) -> u64 {
+pub(crate) fn high_64(a: u128) -> u64 {
     (a >> 64) as u64
 }
 
-fn whole(a: u128) -> u128 {
+pub(crate) fn whole(a: u128) -> u128 {
     a
 }
 
@@ -514,7 +514,7 @@ fn ptest(cpu: &mut Cpu, a: u128, b: u128) {
     cpu.flags = Flags::from_rflags(zf | cf);
 }
 
-fn set_string_flags(cpu: &mut Cpu, compared: &string::StringCompare) {
+pub(crate) fn set_string_flags(cpu: &mut Cpu, compared: &string::StringCompare) {
     let mut flags = 0;
     for (set, flag) in [
         (compared.bits != 0, Rflags::CF),
@@ -530,7 +530,12 @@ fn set_string_flags(cpu: &mut Cpu, compared: &string::StringCompare) {
 }
 
 /// The comparison of PCMPESTRx; lengths are 64 bits wide with REX.W.
-fn compare_explicit(cpu: &Cpu, op: &Op, source: u128, wide: bool) -> string::StringCompare {
+pub(crate) fn compare_explicit(
+    cpu: &Cpu,
+    op: &Op,
+    source: u128,
+    wide: bool,
+) -> string::StringCompare {
     let len = |register| {
         let value = cpu.gpr(register);
         if wide { value as i64 } else { i64::from(value as i32) }
@@ -538,11 +543,11 @@ fn compare_explicit(cpu: &Cpu, op: &Op, source: u128, wide: bool) -> string::Str
     string::explicit(xmm(cpu, op, 0), len(0), source, len(2), op.imm as u8)
 }
 
-fn compare_implicit(cpu: &Cpu, op: &Op, source: u128) -> string::StringCompare {
+pub(crate) fn compare_implicit(cpu: &Cpu, op: &Op, source: u128) -> string::StringCompare {
     string::implicit(xmm(cpu, op, 0), source, op.imm as u8)
 }
 
-fn leave_index(cpu: &mut Cpu, op: &Op, compared: &string::StringCompare) {
+pub(crate) fn leave_index(cpu: &mut Cpu, op: &Op, compared: &string::StringCompare) {
     set_string_flags(cpu, compared);
     cpu.set_gpr(1, compared.index(op.imm as u8).into());
 }
@@ -573,7 +578,9 @@ macro_rules! strings {
     };
 }
 
-fn ldmxcsr(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
+pub(crate) use {compares, extract, store, strings, to_gpr, to_int};
+
+pub(crate) fn ldmxcsr(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     let value = cpu.load::<u32>(env, op)?;
     if value & !MXCSR_MASK != 0 {
         return Err(cpu.gp());
@@ -582,7 +589,7 @@ fn ldmxcsr(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     Ok(())
 }
 
-fn stmxcsr(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
+pub(crate) fn stmxcsr(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     cpu.store(env, op, cpu.sse.mxcsr)
 }
 
@@ -616,13 +623,13 @@ pub(crate) fn masked_store(
     Ok(())
 }
 
-fn maskmovdqu(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
+pub(crate) fn maskmovdqu(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     let (value, mask) = (xmm(cpu, op, 1), xmm(cpu, op, 2));
     masked_store(cpu, env, op, value, mask)
 }
 
-const BY_MXCSR: Option<Rounding> = None;
-const TRUNCATE: Option<Rounding> = Some(Rounding::Zero);
+pub(crate) const BY_MXCSR: Option<Rounding> = None;
+pub(crate) const TRUNCATE: Option<Rounding> = Some(Rounding::Zero);
 
 /// Every SSE form.
 pub(crate) const FORMS: &[Form] = &[
@@ -841,6 +848,21 @@ pub(crate) const FORMS: &[Form] = &[
     strings!(Pcmpestri64_xmm_xmmm128_imm8, leave_index, |c, o, b| compare_explicit(c, o, b, true)),
     strings!(Pcmpistrm_xmm_xmmm128_imm8, leave_mask, compare_implicit),
     strings!(Pcmpistri_xmm_xmmm128_imm8, leave_index, compare_implicit),
+    // AES, carry-less multiplication, SHA.
+    binary!(Aesenc_xmm_xmmm128, crypto::aesenc),
+    binary!(Aesenclast_xmm_xmmm128, crypto::aesenclast),
+    binary!(Aesdec_xmm_xmmm128, crypto::aesdec),
+    binary!(Aesdeclast_xmm_xmmm128, crypto::aesdeclast),
+    unary!(Aesimc_xmm_xmmm128, u128, crypto::aesimc),
+    with_imm!(Aeskeygenassist_xmm_xmmm128_imm8, |_, b, imm| crypto::aeskeygenassist(b, imm)),
+    with_imm!(Pclmulqdq_xmm_xmmm128_imm8, crypto::pclmulqdq),
+    with_imm!(Sha1rnds4_xmm_xmmm128_imm8, crypto::sha1rnds4),
+    binary!(Sha1nexte_xmm_xmmm128, crypto::sha1nexte),
+    binary!(Sha1msg1_xmm_xmmm128, crypto::sha1msg1),
+    binary!(Sha1msg2_xmm_xmmm128, crypto::sha1msg2),
+    with_xmm0!(Sha256rnds2_xmm_xmmm128, crypto::sha256rnds2),
+    binary!(Sha256msg1_xmm_xmmm128, crypto::sha256msg1),
+    binary!(Sha256msg2_xmm_xmmm128, crypto::sha256msg2),
     // Floating-point lanes.
     fp!(Addps_xmm_xmmm128, u128, float::add_packed::<u32>),
     fp!(Addpd_xmm_xmmm128, u128, float::add_packed::<u64>),
@@ -880,10 +902,10 @@ pub(crate) const FORMS: &[Form] = &[
     fp!(Haddpd_xmm_xmmm128, u128, float::hadd::<u64>),
     fp!(Hsubps_xmm_xmmm128, u128, float::hsub::<u32>),
     fp!(Hsubpd_xmm_xmmm128, u128, float::hsub::<u64>),
-    fp_imm!(Cmpps_xmm_xmmm128_imm8, u128, float::compare_packed::<u32>),
-    fp_imm!(Cmppd_xmm_xmmm128_imm8, u128, float::compare_packed::<u64>),
-    fp_imm!(Cmpss_xmm_xmmm32_imm8, u32, float::compare_scalar::<u32>),
-    fp_imm!(Cmpsd_xmm_xmmm64_imm8, u64, float::compare_scalar::<u64>),
+    fp_imm!(Cmpps_xmm_xmmm128_imm8, u128, float::compare_packed_sse::<u32>),
+    fp_imm!(Cmppd_xmm_xmmm128_imm8, u128, float::compare_packed_sse::<u64>),
+    fp_imm!(Cmpss_xmm_xmmm32_imm8, u32, float::compare_scalar_sse::<u32>),
+    fp_imm!(Cmpsd_xmm_xmmm64_imm8, u64, float::compare_scalar_sse::<u64>),
     fp_imm!(Roundps_xmm_xmmm128_imm8, u128, float::round_packed::<u32>),
     fp_imm!(Roundpd_xmm_xmmm128_imm8, u128, float::round_packed::<u64>),
     fp_imm!(Roundss_xmm_xmmm32_imm8, u32, float::round_scalar::<u32>),

@@ -1,10 +1,14 @@
-//! SSE to SSE4.2: what the instructions compute (`integer`, `float`, `string`) and how they are wired
-//! (`forms`).
+//! SSE to SSE4.2, AES-NI, PCLMULQDQ and SHA: what the instructions compute (`integer`, `float`, `string`,
+//! `crypto`) and how they are wired (`forms`).
 
+pub(crate) mod crypto;
 pub(crate) mod float;
-mod forms;
+pub(crate) mod forms;
 pub(crate) mod integer;
-mod lanes;
+pub(crate) mod lanes;
 mod string;
 
-pub(crate) use forms::{FORMS, MXCSR_MASK, Source, compute, masked_store, set_order, set_xmm, xmm};
+pub(crate) use forms::{
+    BY_MXCSR, FORMS, MXCSR_MASK, Source, TRUNCATE, compute, masked_store, set_order, set_xmm, xmm,
+};
+pub(crate) use string::StringCompare;
