@@ -4,7 +4,9 @@
 
 use std::fmt::Write as _;
 
-use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 
 use crate::encode::decode;
 use crate::forms;
@@ -64,9 +66,17 @@ fn is_left_open(case: &Case, host: &Outcome, ours: &Outcome) -> bool {
     if is_denormal && executed(case, host).iter().any(loads) {
         return true;
     }
+    // SDM SHA1MSG1 and its like (exceptions type 4): a misaligned operand is #GP; AMD's take it.
+    let is_sha = |instr: &Instruction| instr.code().cpuid_features().contains(&CpuidFeature::SHA);
+    if ours.event.vector == 13 && faulted(case, ours).is_some_and(|instr| is_sha(&instr)) {
+        return true;
+    }
     let Some(instr) = faulted(case, host) else { return false };
     // SDM MASKMOVDQU: faults of bytes that the mask leaves out.
-    let is_masked = matches!(instr.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu);
+    let is_masked = matches!(
+        instr.mnemonic(),
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
+    );
     // Undefined bytes at the end of a page: whether the CPU reads on before it says #UD.
     const FETCH: u32 = 0x10;
     let is_fetch = |event: &Event| event.vector == 14 && event.error & FETCH != 0;
@@ -81,7 +91,16 @@ fn is_left_open(case: &Case, host: &Outcome, ours: &Outcome) -> bool {
         _ => false,
     };
     let is_offset = has_base && host.event.vector == 13 && ours.event.vector == 14;
+    // AMD's hold the whole operand against the segment's limit, the chosen elements or not; the SDM excepts
+    // those that are not chosen from every fault.
+    let is_beyond_limit = forms::is_masked(&instr)
+        && case.mode != Mode::Long64
+        && matches!(host.event.vector, 12 | 13);
+    // A single step of a gather that faults after some elements: AMD's trap before they fault.
+    let is_step_of_gather = instr.is_vsib() && host.event.vector == 1;
     is_masked && matches!(host.event.vector, 12..=14)
+        || is_beyond_limit
+        || is_step_of_gather
         || is_cut_off
         || is_offset && case.mode == Mode::Long64
 }
@@ -128,6 +147,8 @@ struct Rules {
     gpr_mask: u64,
     /// A 16-bit double shift by more than 16: flags and result are undefined (SDM SHLD, SHRD).
     result_ignored: Option<Register>,
+    /// Vector registers that are not compared, one bit each.
+    vectors_ignored: u32,
     /// A general register whose upper half is not compared.
     upper_ignored: Option<usize>,
 }
@@ -172,8 +193,9 @@ impl Rules {
     fn add_fault(&mut self, case: &Case, state: &State, instr: &Instruction) {
         use Mnemonic as M;
         self.has_several_accesses = forms::has_several_accesses(instr);
-        self.is_misaligned = instr.memory_size().size() >= 16
-            && operand_address(case.mode, state, instr, |_| true).is_some_and(|at| at % 16 != 0);
+        let size = instr.memory_size().size() as u64;
+        self.is_misaligned = matches!(size, 16 | 32)
+            && operand_address(case.mode, state, instr, |_| true).is_some_and(|at| at % size != 0);
         let wraps = |at: u64| (at as u32).wrapping_add(64) < 128;
         self.wraps = case.mode != Mode::Long64
             && (wraps(stack_address(case.mode, state))
@@ -188,7 +210,13 @@ impl Rules {
                 self.holes.push(Hole { at, len: instr.memory_size().size() as u64 });
             }
         }
-        if matches!(instr.mnemonic(), M::Dpps | M::Dppd) {
+        if instr.is_vsib() {
+            // Which elements were loaded before the one that faulted; the mask tells.
+            let registers = [instr.op0_register(), instr.op2_register()];
+            self.vectors_ignored =
+                registers.iter().fold(0, |bits, register| bits | 1 << register.number());
+        }
+        if matches!(instr.mnemonic(), M::Dpps | M::Dppd | M::Vdpps | M::Vdppd) {
             // Which steps go on after one that raised an unmasked exception is left open.
             self.mxcsr_ignored = 0x3f;
         }
@@ -202,7 +230,7 @@ impl Rules {
         use Mnemonic as M;
         let image = || operand_address(case.mode, &case.state, instr, is_written);
         match instr.mnemonic() {
-            M::Fxsave | M::Fxsave64 | M::Xsave | M::Xsave64 => {
+            M::Fxsave | M::Fxsave64 | M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 => {
                 if let Some(at) = image() {
                     // FOP, FIP, FDP; MXCSR_MASK; and the bytes that are left to software.
                     self.holes.push(Hole { at: at + 6, len: 18 });
@@ -270,7 +298,9 @@ fn operand_addresses(
     access: impl Fn(OpAccess) -> bool,
 ) -> Vec<u64> {
     let value = |reg: Register, _, _| {
-        if reg.is_segment_register() {
+        if reg.is_vector_register() {
+            None
+        } else if reg.is_segment_register() {
             Some(segment_base(state, mode, reg))
         } else {
             let full = state.gpr.get(reg.full_register().number()).copied()?;
@@ -342,6 +372,23 @@ fn compare_state(host: &State, ours: &State, rules: &Rules, found: &mut Vec<Stri
         }
     }
     compare_fx(&host.fx, &ours.fx, rules, found);
+    for i in 0..16 {
+        compare_vector("upper half of ymm", i, &host.ymm_high[i], &ours.ymm_high[i], rules, found);
+    }
+}
+
+fn compare_vector(
+    name: &str,
+    number: usize,
+    host: &[u8; 16],
+    ours: &[u8; 16],
+    rules: &Rules,
+    found: &mut Vec<String>,
+) {
+    let is_ignored = rules.vectors_ignored & 1 << number != 0;
+    if host != ours && !is_ignored && !(rules.is_approximate && is_near_f32s(host, ours)) {
+        found.push(format!("{name}{number}: host {}, ours {}", hex(host), hex(ours)));
+    }
 }
 
 /// The host's handler runs after an IRET from its kernel, which sets null selectors to 0.
@@ -370,10 +417,7 @@ fn compare_fx(host: &Fx, ours: &Fx, rules: &Rules, found: &mut Vec<String>) {
         }
     }
     for i in 0..16 {
-        let (host, ours) = (&host.xmm[i], &ours.xmm[i]);
-        if host != ours && !(rules.is_approximate && is_near_f32s(host, ours)) {
-            found.push(format!("xmm{i}: host {}, ours {}", hex(host), hex(ours)));
-        }
+        compare_vector("xmm", i, &host.xmm[i], &ours.xmm[i], rules, found);
     }
 }
 
@@ -512,6 +556,10 @@ pub fn describe(case: &Case) -> String {
     }
     for (i, xmm) in fx.xmm.iter().enumerate() {
         let _ = write!(text, "  xmm{i}={}{}", hex(xmm), if i % 3 == 2 { "\n" } else { "" });
+    }
+    for (i, high) in state.ymm_high.iter().enumerate() {
+        let end = if i % 3 == 2 { "\n" } else { "" };
+        let _ = write!(text, "  ymm{i}.high={}{end}", hex(high));
     }
     text.push('\n');
     for (at, bytes) in &case.patches {

@@ -56,11 +56,11 @@ pub fn decode(mode: Mode, bytes: &[u8], ip: u64) -> (Instruction, ConstantOffset
     (instr, offsets)
 }
 
-/// True if the form is an instruction of its own with a legacy encoding that exists in `mode`.
+/// True if the form is an instruction of its own that has a legacy or VEX encoding in `mode`.
 #[must_use]
 pub fn is_encodable(code: Code, mode: Mode) -> bool {
     let op = code.op_code();
-    op.encoding() == EncodingKind::Legacy
+    matches!(op.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         && op.is_instruction()
         && !op.fwait()
         && op.is_available_in_mode(mode.bits())
@@ -77,7 +77,10 @@ pub fn random(
 ) -> Option<Encoded> {
     let op = code.op_code();
     (0..TRIES).find_map(|_| {
-        let bytes = attempt(op, mode, addressing, rng);
+        let bytes = match op.encoding() {
+            EncodingKind::VEX => attempt_vex(op, mode, addressing, rng),
+            _ => attempt(op, mode, addressing, rng),
+        };
         let (instr, offsets) = decode(mode, &bytes, ip);
         if instr.code() != code || addressing == Addressing::Fixed && !is_fixed(&instr, mode) {
             return None;
@@ -138,23 +141,9 @@ fn attempt(op: &OpCodeInfo, mode: Mode, addressing: Addressing, rng: &mut Seeded
     if long && op.operand_size() == 0 && rng.one_in(8) {
         rex |= 8;
     }
-    let mut modrm = random_modrm(rng);
+    let modrm = modrm(op, mode, addressing, rng);
     if addressing == Addressing::Fixed && modrm >> 6 != 3 {
-        let base = fixed_bases(mode)[rng.below(2) as usize] as u8;
-        // In 16-bit addressing [BP] and [BX] have other numbers.
-        let rm = match (mode, base) {
-            (Mode::Compat16, 5) => 6,
-            (Mode::Compat16, _) => 7,
-            _ => base & 7,
-        };
-        modrm = 0x80 | modrm & 0x38 | rm;
         rex = if long { rex & !3 | 0x41 } else { 0 };
-    }
-    if op.is_group() {
-        modrm = modrm & 0xc7 | (op.group_index() as u8) << 3;
-    }
-    if op.is_rm_group() {
-        modrm = 0xc0 | modrm & 0x38 | op.rm_group_index() as u8;
     }
     let mut bytes = prefixes;
     if rex != 0 {
@@ -179,6 +168,76 @@ fn attempt(op: &OpCodeInfo, mode: Mode, addressing: Addressing, rng: &mut Seeded
     rng.fill(&mut tail);
     bytes.extend(tail);
     bytes
+}
+
+/// A form with a VEX prefix, of two bytes where that is possible.
+fn attempt_vex(
+    op: &OpCodeInfo,
+    mode: Mode,
+    addressing: Addressing,
+    rng: &mut SeededRng,
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if addressing == Addressing::Any {
+        let prefixes =
+            [(0x67, 14), (0x64, 12), (0x65, 12), (0x26, 40), (0x2e, 40), (0x36, 40), (0x3e, 40)];
+        bytes.extend(prefixes.iter().filter(|(_, n)| rng.one_in(*n)).map(|(prefix, _)| *prefix));
+    }
+    let modrm = modrm(op, mode, addressing, rng);
+    let is_long = mode == Mode::Long64;
+    // Extensions of the register numbers, stored inverted.
+    let [mut r, mut x, mut b] = [(); 3].map(|()| is_long && rng.one_in(2));
+    if addressing == Addressing::Fixed && modrm >> 6 != 3 {
+        (x, b) = (false, is_long);
+        r = r && is_long;
+    }
+    let vvvv = if rng.one_in(3) { 15 } else { rng.below(16) as u8 };
+    let l = if op.is_lig() { rng.one_in(2) } else { op.l() == 1 };
+    let w = if op.is_wig() || op.is_wig32() && !is_long { rng.one_in(2) } else { op.w() == 1 };
+    let pp = match op.mandatory_prefix() {
+        MandatoryPrefix::P66 => 1,
+        MandatoryPrefix::PF3 => 2,
+        MandatoryPrefix::PF2 => 3,
+        MandatoryPrefix::None | MandatoryPrefix::PNP => 0,
+    };
+    let map = match op.table() {
+        OpCodeTableKind::T0F38 => 2,
+        OpCodeTableKind::T0F3A => 3,
+        _ => 1,
+    };
+    let last = vvvv << 3 | u8::from(l) << 2 | pp;
+    if map == 1 && !x && !b && !w && rng.one_in(2) {
+        bytes.extend([0xc5, u8::from(!r) << 7 | last]);
+    } else {
+        let first = u8::from(!r) << 7 | u8::from(!x) << 6 | u8::from(!b) << 5 | map;
+        bytes.extend([0xc4, first, u8::from(w) << 7 | last]);
+    }
+    bytes.extend([op.op_code() as u8, modrm]);
+    let mut tail = [0; 14];
+    rng.fill(&mut tail);
+    bytes.extend(tail);
+    bytes
+}
+
+fn modrm(op: &OpCodeInfo, mode: Mode, addressing: Addressing, rng: &mut SeededRng) -> u8 {
+    let mut modrm = random_modrm(rng);
+    if addressing == Addressing::Fixed && modrm >> 6 != 3 {
+        let base = fixed_bases(mode)[rng.below(2) as usize] as u8;
+        // In 16-bit addressing [BP] and [BX] have other numbers.
+        let rm = match (mode, base) {
+            (Mode::Compat16, 5) => 6,
+            (Mode::Compat16, _) => 7,
+            _ => base & 7,
+        };
+        modrm = 0x80 | modrm & 0x38 | rm;
+    }
+    if op.is_group() {
+        modrm = modrm & 0xc7 | (op.group_index() as u8) << 3;
+    }
+    if op.is_rm_group() {
+        modrm = 0xc0 | modrm & 0x38 | op.rm_group_index() as u8;
+    }
+    modrm
 }
 
 fn is_in_opcode(kind: OpCodeOperandKind) -> bool {

@@ -4,8 +4,10 @@
 
 use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
-use crate::encode;
+use x86::CpuModel;
+
 use crate::state::Mode;
+use crate::{MODEL, encode};
 
 /// How far the oracle covers a form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,7 +84,7 @@ fn is_amd_only(code: Code, mode: Mode) -> bool {
 pub fn is_forbidden(instr: &Instruction, mode: Mode, bytes: &[u8]) -> bool {
     !instr.is_invalid()
         && !is_implemented(instr.code())
-        && !instr.code().cpuid_features().iter().all(is_v2)
+        && !is_of(*MODEL, instr.code())
         || instr.code() == Code::Int_imm8 && instr.immediate8() == 0x80
         || matches!(coverage(instr.code(), mode), Coverage::Excluded(_))
         || mode == Mode::Long64 && is_near_branch(instr) && has_prefix(bytes, &[0x66])
@@ -92,8 +94,19 @@ pub fn is_forbidden(instr: &Instruction, mode: Mode, bytes: &[u8]) -> bool {
         || instr.code() == Code::Cvtpi2ps_xmm_mmm64 && instr.op1_kind() == OpKind::Memory
         // iced takes F3 90 with REX.B for PAUSE; the CPU exchanges R8.
         || instr.code() == Code::Pause && bytes.iter().any(|byte| byte & 0xf1 == 0x41)
+        // SDM PEXTRQ, PINSRQ: VEX.W is ignored outside 64-bit mode; AMD's raise #UD.
+        || mode != Mode::Long64 && is_dword_lane(instr.code()) && has_vex_w(bytes)
         // A repeat prefix on LOOPcc is meaningless by the manuals; on AMD it changes the condition.
         || instr.is_loopcc() && has_prefix(bytes, &[0xf2, 0xf3])
+}
+
+fn is_dword_lane(code: Code) -> bool {
+    matches!(code, Code::VEX_Vpextrd_rm32_xmm_imm8 | Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8)
+}
+
+/// True if a VEX prefix of three bytes sets W.
+fn has_vex_w(bytes: &[u8]) -> bool {
+    bytes.iter().position(|byte| *byte == 0xc4).is_some_and(|at| bytes[at + 2] & 0x80 != 0)
 }
 
 /// SDM, Jcc/JMP/CALL/RET/LOOP: in 64-bit mode the operand size is 64 bits whatever the prefix says.
@@ -122,20 +135,23 @@ fn has_prefix(bytes: &[u8], wanted: &[u8]) -> bool {
         .any(|byte| wanted.contains(byte))
 }
 
-/// The forms that are compared in `mode`: all that the interpreter has, but for the excluded.
+/// The forms that are compared in `mode`: all that the interpreter and the host have, but for the excluded.
 pub fn compared(mode: Mode) -> impl Iterator<Item = Code> {
     Code::values().filter(move |code| {
         is_implemented(*code)
+            && CpuModel::bits_needed(*code) & !MODEL.bits() == 0
             && encode::is_encodable(*code, mode)
             && !matches!(coverage(*code, mode), Coverage::Excluded(_))
     })
 }
 
-/// All forms of the `x86-64-v2` level that can be encoded in `mode`.
-pub fn level_v2(mode: Mode) -> impl Iterator<Item = Code> {
-    Code::values().filter(move |code| {
-        encode::is_encodable(*code, mode) && code.cpuid_features().iter().all(is_v2)
-    })
+/// All forms of a model that can be encoded in `mode`.
+pub fn forms_of(model: CpuModel, mode: Mode) -> impl Iterator<Item = Code> {
+    Code::values().filter(move |code| encode::is_encodable(*code, mode) && is_of(model, *code))
+}
+
+fn is_of(model: CpuModel, code: Code) -> bool {
+    code.cpuid_features().iter().all(|feature| is_v2(feature) || model.has_feature(*feature))
 }
 
 /// The interpreter has the form, or the form is #UD by definition.
@@ -144,10 +160,10 @@ fn is_implemented(code: Code) -> bool {
     cpu::forms::lookup(code).is_some() || matches!(code.mnemonic(), M::Ud0 | M::Ud1 | M::Ud2)
 }
 
-/// Forms of the CPU model that the interpreter does not have.
+/// Forms of any CPU model that the interpreter does not have.
 pub fn missing() -> impl Iterator<Item = (Code, Mode)> {
     Mode::ALL.into_iter().flat_map(|mode| {
-        level_v2(mode)
+        forms_of(CpuModel::ALL, mode)
             .filter(move |code| !is_implemented(*code) && !is_amd_only(*code, mode))
             .map(move |code| (code, mode))
     })
@@ -201,6 +217,8 @@ fn is_v2(feature: &CpuidFeature) -> bool {
 pub fn has_several_accesses(instr: &Instruction) -> bool {
     use Mnemonic as M;
     instr.is_jmp_far_indirect()
+        || instr.is_vsib()
+        || is_masked(instr)
         || matches!(
             instr.mnemonic(),
             M::Iret
@@ -216,6 +234,8 @@ pub fn has_several_accesses(instr: &Instruction) -> bool {
                 | M::Xsave64
                 | M::Xrstor
                 | M::Xrstor64
+                | M::Xsavec
+                | M::Xsavec64
                 | M::Fnsave
                 | M::Frstor
                 | M::Fnstenv
@@ -226,6 +246,7 @@ pub fn has_several_accesses(instr: &Instruction) -> bool {
                 | M::Fbstp
                 | M::Maskmovq
                 | M::Maskmovdqu
+                | M::Vmaskmovdqu
                 | M::Pusha
                 | M::Pushad
                 | M::Popa
@@ -240,6 +261,13 @@ pub fn has_several_accesses(instr: &Instruction) -> bool {
         )
 }
 
+/// True for the moves of elements that a mask chooses.
+#[must_use]
+pub fn is_masked(instr: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(instr.mnemonic(), M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq)
+}
+
 /// Forms whose result is an approximation of the implementation's own: compared against an error
 /// bound, never in sequences.
 #[must_use]
@@ -251,6 +279,10 @@ pub fn is_approximate(code: Code) -> bool {
             | M::Rcpss
             | M::Rsqrtps
             | M::Rsqrtss
+            | M::Vrcpps
+            | M::Vrcpss
+            | M::Vrsqrtps
+            | M::Vrsqrtss
             | M::Fsin
             | M::Fcos
             | M::Fsincos
@@ -276,7 +308,7 @@ pub fn is_sequence_member(code: Code, mode: Mode) -> bool {
             code.mnemonic(),
             // Images of the x87 pointers, or wholesale state.
             M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Xsave | M::Xsave64
-                | M::Xrstor | M::Xrstor64 | M::Fnstenv | M::Fldenv | M::Fnsave | M::Frstor
+                | M::Xrstor | M::Xrstor64 | M::Xsavec | M::Xsavec64 | M::Fnstenv | M::Fldenv | M::Fnsave | M::Frstor
                 // Flags by other means than arithmetic, or a stack pointer that goes astray.
                 | M::Popf | M::Popfd | M::Popfq | M::Leave | M::Enter
                 // Results that the manual leaves undefined for some operands.
@@ -289,6 +321,7 @@ pub fn is_sequence_member(code: Code, mode: Mode) -> bool {
                 | M::Fucomip
                 // MXCSR as memory has it, with AMD's bit 17.
                 | M::Ldmxcsr
+                | M::Vldmxcsr
         )
 }
 

@@ -6,6 +6,10 @@ use iced_x86::{
     UsedMemory,
 };
 
+use x86::CpuLevel;
+use x86::cpuid::{XSAVE_BYTES, YMM_BYTES, xcr0_all};
+
+use crate::MODEL;
 use crate::encode::{self, Addressing, Encoded, decode, fixed_bases};
 use crate::forms;
 use crate::state::{
@@ -23,6 +27,9 @@ const TF: u64 = 1 << 8;
 const DF: u64 = 1 << 10;
 const AC: u64 = 1 << 18;
 const ARITHMETIC_FLAGS: u64 = 0x8d5;
+
+/// Bytes of an XSAVE area with everything.
+const SAVE_AREA_BYTES: u32 = XSAVE_BYTES + YMM_BYTES;
 
 /// The longest random sequence, in instructions.
 pub const SEQUENCE_LEN_MAX: u64 = 20;
@@ -152,8 +159,14 @@ impl Generator {
             bytes[at] = PREFIXES[rng.below(PREFIXES.len() as u64) as usize];
             at += 1;
         }
-        match rng.below(4) {
+        match rng.below(6) {
             0 | 1 => bytes[at] = 0x0f,
+            4 => bytes[at] = 0xc5,
+            5 => {
+                bytes[at] = 0xc4;
+                // One of the maps that there are, mostly.
+                bytes[at + 1] = bytes[at + 1] & 0xe0 | rng.below(5) as u8;
+            }
             2 if rng.one_in(2) => {
                 bytes[at] = 0x0f;
                 bytes[at + 1] = if rng.one_in(2) { 0x38 } else { 0x3a };
@@ -173,6 +186,10 @@ impl Generator {
             let encoded = Encoded { bytes: bytes[..instr.len()].to_vec(), instr, offsets };
             case.code.clone_from(&encoded.bytes);
             let _ = self.fit(&mut case, &encoded, rng); // without a fit it is still a case
+            let (instr, _) = decode(mode, &case.code, ip);
+            if wraps_at_64_kib(&case, self.info.info(&instr).used_memory()) {
+                return None;
+            }
         }
         if rng.one_in(6) {
             move_to_page_end(&mut case, rng);
@@ -246,7 +263,7 @@ fn displacement_of(encoded: &Encoded) -> Option<std::ops::Range<usize>> {
 /// Bytes that an operand takes; the save areas by their usual size.
 fn operand_bytes(size: MemorySize) -> u64 {
     match size {
-        MemorySize::Xsave | MemorySize::Xsave64 => 576,
+        MemorySize::Xsave | MemorySize::Xsave64 => u64::from(SAVE_AREA_BYTES),
         other => (other.size() as u64).max(1),
     }
 }
@@ -587,12 +604,54 @@ fn set_operands(case: &mut Case, instr: &Instruction, rng: &mut SeededRng) {
         // Outside of these ranges the manual leaves the result undefined.
         Mnemonic::F2xm1 => limit_exponent(&mut case.state.fx.st[0], 0x3ffe),
         Mnemonic::Fyl2xp1 => limit_exponent(&mut case.state.fx.st[0], 0x3ffc),
-        // XCR0 of the host has more bits than ours; only the two that both have are asked for.
-        Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xrstor | Mnemonic::Xrstor64 => {
-            case.state.gpr[RAX] = case.state.gpr[RAX] & !0xffff_ffff | rng.below(4);
+        // XCR0 of the host has more bits than ours; only those that both have are asked for.
+        Mnemonic::Xsave
+        | Mnemonic::Xsave64
+        | Mnemonic::Xsavec
+        | Mnemonic::Xsavec64
+        | Mnemonic::Xrstor
+        | Mnemonic::Xrstor64 => {
+            let asked = rng.u64() & xcr0_all(*MODEL);
+            case.state.gpr[RAX] = case.state.gpr[RAX] & !0xffff_ffff | asked;
             case.state.gpr[RDX] &= !0xffff_ffff;
         }
+        _ if instr.is_vsib() => set_indices(case, instr, rng),
+        Mnemonic::Shlx | Mnemonic::Shrx | Mnemonic::Sarx | Mnemonic::Bzhi if rng.one_in(2) => {
+            if let Some(reg) = gpr(2) {
+                let number = reg.full_register().number();
+                let is_base = [instr.memory_base(), instr.memory_index()]
+                    .iter()
+                    .any(|used| used.is_gpr() && used.full_register().number() == number);
+                if !is_base {
+                    case.state.gpr[number] = case.state.gpr[number] & !0xff | rng.below(80);
+                }
+            }
+        }
         _ => {}
+    }
+}
+
+/// Indices of a gather that mostly lie near the base, and masks of all kinds.
+fn set_indices(case: &mut Case, instr: &Instruction, rng: &mut SeededRng) {
+    let is_wide = instr.is_vsib64();
+    let index = instr.memory_index().number();
+    let scale = i64::from(instr.memory_index_scale());
+    let near = !rng.one_in(8);
+    for half in [&mut case.state.fx.xmm[index], &mut case.state.ymm_high[index]] {
+        for lane in half.chunks_exact_mut(if is_wide { 8 } else { 4 }) {
+            let value = if near || !rng.one_in(4) {
+                ((rng.below(256) as i64 - 128) / scale) as u64
+            } else {
+                rng.u64()
+            };
+            let len = lane.len();
+            lane.copy_from_slice(&value.to_le_bytes()[..len]);
+        }
+    }
+    let mask = instr.op2_register().number();
+    if rng.one_in(3) {
+        case.state.fx.xmm[mask] = [0x80; 16];
+        case.state.ymm_high[mask] = [0x80; 16];
     }
 }
 
@@ -683,16 +742,30 @@ fn contents(
         M::Fxrstor | M::Fxrstor64 => fxsave_image(rng).to_vec(),
         M::Xrstor | M::Xrstor64 => {
             let mut area = fxsave_image(rng).to_vec();
-            area.resize(576, 0);
-            area[512] = rng.below(4) as u8;
+            area.resize(SAVE_AREA_BYTES as usize, 0);
+            rng.fill(&mut area[XSAVE_BYTES as usize..]);
+            let all = xcr0_all(*MODEL);
+            let present = if rng.one_in(2) { all } else { rng.u64() & all };
+            area[512] = (rng.u64() & present) as u8;
+            let is_compacted = MODEL.level >= CpuLevel::V3 && rng.one_in(2);
+            if is_compacted {
+                // Compacted, and at times with a component that is not among those present.
+                area[520] = if rng.one_in(8) { rng.u64() & all } else { present } as u8;
+                area[527] = 0x80;
+            }
             if rng.one_in(8) {
                 // A reserved bit of the header, or one beyond any XCR0. (Bit 15 of XSTATE_BV is a
-                // supervisor component, which AMD accepts.)
-                area[514 + rng.below(62) as usize] |= 0x80;
+                // supervisor component, which AMD accepts. In a compacted area it lets the last bytes be
+                // anything, SDM vol. 1, 13.8.2 does not.)
+                let bytes = if is_compacted { 22 } else { 62 };
+                let at = 514 + rng.below(bytes) as usize;
+                // Components that the host may have.
+                let at = if is_compacted && matches!(at, 520 | 521) { 522 } else { at };
+                area[at] |= 0x80;
             }
             area
         }
-        M::Ldmxcsr => mxcsr(rng, true).to_le_bytes().to_vec(),
+        M::Ldmxcsr | M::Vldmxcsr => mxcsr(rng, true).to_le_bytes().to_vec(),
         M::Cmpxchg if rng.one_in(2) => {
             case.state.gpr[RAX].to_le_bytes()[..operand_bytes(used.memory_size()) as usize].to_vec()
         }
@@ -782,8 +855,12 @@ fn state(mode: Mode, rng: &mut SeededRng) -> State {
     let base = if mode == Mode::Long64 { 0 } else { base_of(state.sel.ss) };
     state.gpr[RSP] = at.wrapping_sub(base) & mode.gpr_mask();
     state.fx = fx(rng);
+    if MODEL.level >= CpuLevel::V3 && !rng.one_in(4) {
+        state.ymm_high = std::array::from_fn(|_| values::vector(rng));
+    }
     if mode != Mode::Long64 {
         state.fx.xmm[8..].fill([0; 16]);
+        state.ymm_high[8..].fill([0; 16]);
     }
     state
 }

@@ -20,8 +20,30 @@ pub mod template;
 pub mod undefined;
 pub mod values;
 
+use std::sync::LazyLock;
+
 use run::{Kind, Unit};
 use state::Mode;
+use x86::{CpuLevel, CpuModel};
+
+/// The guest's CPU: with all that any model has, as far as the host can be asked about it.
+pub static MODEL: LazyLock<CpuModel> = LazyLock::new(|| CpuModel {
+    level: if host_is_v3() { CpuLevel::V3 } else { CpuLevel::V2 },
+    aes: std::is_x86_feature_detected!("aes"),
+    pclmulqdq: std::is_x86_feature_detected!("pclmulqdq"),
+    sha: std::is_x86_feature_detected!("sha"),
+});
+
+fn host_is_v3() -> bool {
+    std::is_x86_feature_detected!("avx2")
+        && std::is_x86_feature_detected!("bmi1")
+        && std::is_x86_feature_detected!("bmi2")
+        && std::is_x86_feature_detected!("f16c")
+        && std::is_x86_feature_detected!("fma")
+        && std::is_x86_feature_detected!("lzcnt")
+        && std::is_x86_feature_detected!("movbe")
+        && std::is_x86_feature_detected!("xsavec")
+}
 
 /// Every unit that is compared: the forms that the interpreter implements, sequences of them and
 /// random bytes, in all modes.

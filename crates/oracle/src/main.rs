@@ -165,7 +165,7 @@ fn print_summary(plan: &Plan, report: &Report, list: bool) {
 fn print_excluded() {
     println!("covered in part, or not:");
     for mode in Mode::ALL {
-        for code in forms::level_v2(mode) {
+        for code in forms::forms_of(*oracle::MODEL, mode) {
             let why = match forms::coverage(code, mode) {
                 Coverage::Full => continue,
                 Coverage::FaultOnly => "only its fault at CPL 3: the form is privileged",

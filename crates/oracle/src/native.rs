@@ -298,6 +298,8 @@ const GREGS: [libc::c_int; 16] = [
 /// The frame holds an XSAVE area: the legacy part, then the header with XSTATE_BV.
 const XSTATE_BV_OFFSET: usize = 512;
 const MXCSR_MASK_OFFSET: usize = 28;
+/// Where CPUID leaf DH, subleaf 2, has it on every CPU.
+const YMM_OFFSET: usize = 576;
 
 /// Turns a signal frame into one that starts `state`.
 ///
@@ -323,8 +325,12 @@ unsafe fn write_frame(frame: *mut libc::ucontext_t, state: &State) {
         let area = uc.uc_mcontext.fpregs.cast::<u8>();
         let mask = area.add(MXCSR_MASK_OFFSET).cast::<u32>().read();
         area.cast::<Fx>().write(Fx { mxcsr_mask: mask, ..state.fx });
-        // x87 and SSE from the area, everything else in its initial state.
-        area.add(XSTATE_BV_OFFSET).cast::<u64>().write(3);
+        // x87, SSE and AVX from the area, everything else in its initial state.
+        let is_used = state.ymm_high != [[0; 16]; 16];
+        if is_used {
+            area.add(YMM_OFFSET).cast::<[[u8; 16]; 16]>().write_unaligned(state.ymm_high);
+        }
+        area.add(XSTATE_BV_OFFSET).cast::<u64>().write(if is_used { 7 } else { 3 });
     }
 }
 
@@ -337,8 +343,16 @@ unsafe fn read_frame(frame: *mut libc::ucontext_t, segments: &Segments, mode: Mo
     let uc = unsafe { &*frame };
     let gregs = &uc.uc_mcontext.gregs;
     let reg = |reg: libc::c_int| gregs[reg as usize] as u64;
-    // SAFETY: as in `write_frame`.
-    let fx = unsafe { uc.uc_mcontext.fpregs.cast::<Fx>().read() };
+    // SAFETY: as in `write_frame`; the component bits say whether there are upper halves.
+    let (fx, ymm_high) = unsafe {
+        let area = uc.uc_mcontext.fpregs.cast::<u8>();
+        let components = area.add(XSTATE_BV_OFFSET).cast::<u64>().read();
+        let ymm_high = match components & 4 {
+            0 => [[0; 16]; 16],
+            _ => area.add(YMM_OFFSET).cast::<[[u8; 16]; 16]>().read_unaligned(),
+        };
+        (area.cast::<Fx>().read(), ymm_high)
+    };
     let selectors = reg(libc::REG_CSGSFS);
     let vector = reg(libc::REG_TRAPNO) as u8;
     let state = State {
@@ -356,6 +370,7 @@ unsafe fn read_frame(frame: *mut libc::ucontext_t, segments: &Segments, mode: Mo
         fs_base: segments.fs_base,
         gs_base: segments.gs_base,
         fx: Fx { mxcsr_mask: 0, ..fx },
+        ymm_high,
     };
     // SAFETY: the kernel puts the siginfo of a signal right behind its ucontext; the first field is
     // the signal's number.

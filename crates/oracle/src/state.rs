@@ -227,6 +227,8 @@ pub struct State {
     pub gs_base: u64,
     /// x87, MMX and SSE.
     pub fx: Fx,
+    /// The upper halves of YMM0 to YMM15; 0 if the guest's CPU has no AVX.
+    pub ymm_high: [[u8; 16]; 16],
 }
 
 /// The exception that ended a case.

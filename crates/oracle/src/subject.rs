@@ -7,6 +7,7 @@ use engines::BoxedEngine;
 use mem::GuestMem;
 use x86::{Access, Cr0, Cr4, Descriptor, Dr6, Dr7, Efer, SystemType};
 
+use crate::MODEL;
 use crate::state::{
     CODE, Case, DATA, DATA_READ_ONLY, Event, Fx, GDT, HIGH, HIGH_READ_ONLY, LDT, Memory, Mode,
     Outcome, REGION_BYTES, REGIONS, Selectors, State, Subject, descriptor_of,
@@ -76,7 +77,7 @@ impl Interpreter {
         put(&mut mem, physical(DATA_READ_ONLY), &template.read_only[0]);
         put(&mut mem, physical(HIGH_READ_ONLY), &template.read_only[1]);
         Interpreter {
-            cpu: Cpu::new(),
+            cpu: Cpu::of_model(*MODEL),
             engine,
             mem,
             bus: NoBus,
@@ -245,7 +246,7 @@ fn start_state() -> CpuState {
     // Linux leaves CR4.DE clear.
     sys.cr4 = Cr4::PAE | Cr4::PGE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::FSGSBASE | Cr4::OSXSAVE;
     sys.efer = Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE;
-    sys.xcr0 = 3;
+    sys.xcr0 = x86::cpuid::xcr0_all(*MODEL);
     sys.dr6 = Dr6::FIXED;
     sys.dr7 = Dr7::FIXED;
     sys.gdtr = TableRegister { base: KERNEL + GDT_AT, limit: GDT_LIMIT };
@@ -304,6 +305,7 @@ fn set_program(cpu: &mut CpuState, case: &Case) {
     }
     cpu.sse.mxcsr = fx.mxcsr;
     cpu.sse.xmm = fx.xmm.map(u128::from_le_bytes);
+    cpu.sse.ymm_high = state.ymm_high.map(u128::from_le_bytes);
 }
 
 /// The registers that a program sees.
@@ -338,5 +340,6 @@ fn state_of(cpu: &CpuState, mode: Mode) -> State {
         fs_base: cpu.seg[Seg::FS].base,
         gs_base: cpu.seg[Seg::GS].base,
         fx,
+        ymm_high: cpu.sse.ymm_high.map(u128::to_le_bytes),
     }
 }

@@ -148,6 +148,8 @@ fn listed_flags(
             low.status()
         }
         M::Div | M::Idiv | M::Bsf | M::Bsr | M::Bt | M::Bts | M::Btr | M::Btc => before.rflags,
+        M::Andn | M::Blsi | M::Blsr | M::Blsmsk | M::Bzhi => result.status(),
+        M::Bextr | M::Lzcnt | M::Tzcnt => 0,
         M::Aaa | M::Aas => register(after, Register::AL)?.status(),
         M::Daa | M::Das | M::Aam | M::Aad => 0,
         _ => return None,
