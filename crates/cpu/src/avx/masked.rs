@@ -111,15 +111,12 @@ fn masked_store<E: Element>(
 }
 
 /// A gather of `count` elements `E` by indices `I`.
-fn gather<E: Element, I: Element>(
+fn gather<E: Element, I: Element + Into<u64>>(
     cpu: &mut Cpu,
     env: &mut Env<'_>,
     op: &Op,
     count: usize,
-) -> Result<(), Fault>
-where
-    I: Into<u64>,
-{
+) -> Result<(), Fault> {
     let indices = {
         let number = usize::from(op.index & 15);
         [cpu.sse.xmm[number], cpu.sse.ymm_high[number]]

@@ -175,6 +175,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_model_has_the_forms_whose_features_it_has_and_no_others() {
+        let has = |code: Code, model: CpuModel| lookup_in(code, model.bits()).is_some();
+        let beyond: Vec<Code> =
+            all().map(|form| form.code).filter(|code| !has(*code, CpuModel::V2)).collect();
+        assert!(beyond.iter().all(|code| has(*code, CpuModel::ALL)));
+        // As the CPUID of each says: AVX and the like of v3, and each option by itself.
+        let with_aes = CpuModel { aes: true, ..CpuModel::V2 };
+        assert!(has(Code::Aesenc_xmm_xmmm128, with_aes));
+        assert!(!has(Code::VEX_Vaesenc_xmm_xmm_xmmm128, with_aes));
+        assert!(!has(Code::VEX_Vaesenc_xmm_xmm_xmmm128, CpuModel::V3));
+        assert!(has(Code::VEX_Vaddps_ymm_ymm_ymmm256, CpuModel::V3));
+        assert!(has(Code::Addps_xmm_xmmm128, CpuModel::V2));
+        assert_eq!(beyond.len(), all().filter(|form| is_beyond_v2(form.code)).count());
+    }
+
+    /// By the decoder's names, which know nothing of our list of features.
+    fn is_beyond_v2(code: Code) -> bool {
+        let name = format!("{code:?}");
+        ["VEX_", "Tzcnt", "Lzcnt", "Movbe", "Xsavec", "Aes", "Pclmul", "Sha1", "Sha256"]
+            .iter()
+            .any(|start| name.starts_with(start))
+    }
+
+    #[test]
     fn every_form_is_declared_once() {
         let mut seen = std::collections::BTreeSet::new();
         for form in all() {

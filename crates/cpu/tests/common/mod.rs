@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use base::{Gpa, Icount};
 use cpu::{Bus, Cpu, CpuState, CpuStop, Seg, Segment, TableRegister};
 use mem::GuestMem;
-use x86::{Access, Cr0, Cr4, Efer, Rflags, SystemType};
+use x86::{Access, CpuModel, Cr0, Cr4, Efer, Rflags, SystemType};
 
 pub(crate) use copycat::Copycat;
 
@@ -133,9 +133,9 @@ struct Twin {
 }
 
 impl Twin {
-    fn new() -> Twin {
+    fn new(model: CpuModel) -> Twin {
         let mem = GuestMem::new(RAM_BYTES).unwrap();
-        Twin { cpu: Cpu::new(), mem, engine: Copycat::new(1) }
+        Twin { cpu: Cpu::of_model(model), mem, engine: Copycat::new(1) }
     }
 
     /// Takes over what a test has changed since the last run, as the test did it.
@@ -276,6 +276,14 @@ impl Vm {
         vm
     }
 
+    /// The same with a CPU of another model.
+    pub(crate) fn with_model(mut self, model: CpuModel) -> Vm {
+        let state = self.cpu.save();
+        self.cpu = Cpu::of_model(model);
+        self.cpu.restore(&state).unwrap();
+        self
+    }
+
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut CpuState)) {
         let mut state = self.cpu.save();
         change(&mut state);
@@ -285,7 +293,7 @@ impl Vm {
     /// Runs on the interpreter and on the twin, and compares.
     pub(crate) fn run(&mut self, steps: u64) -> CpuStop {
         let until = self.cpu.icount().plus(steps);
-        let twin = self.twin.get_or_insert_with(Twin::new);
+        let twin = self.twin.get_or_insert_with(|| Twin::new(self.cpu.model()));
         twin.follow(&self.cpu, &self.mem);
         let mut bus = self.bus.clone();
         let twins_stop = twin.cpu.run_with(&mut twin.mem, &mut bus, until, &mut twin.engine);
