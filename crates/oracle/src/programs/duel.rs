@@ -124,7 +124,7 @@ struct Side {
 
 impl Side {
     fn new(program: &Program, engine: Option<BoxedEngine>) -> Side {
-        let mut cpu = Cpu::new();
+        let mut cpu = Cpu::of_model(program.model);
         cpu.restore(&program.start).expect("programs start in a state that a CPU can have");
         let mem = build(&program.code, &program.data);
         Side { code: program.code.clone(), cpu, mem, board: Board::default(), engine }

@@ -9,13 +9,15 @@ use iced_x86::{
     Code, CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
     OpKind, Register,
 };
-use x86::{Cr0, Cr4, Rflags};
+use x86::cpuid::xcr0_all;
+use x86::{CpuLevel, CpuModel, Cr0, Cr4, Rflags};
 
 use super::board::{DMA_PORT, STOP_PORT};
 use super::layout::{
     ADDRESS_SPACES, CODE, CODE_ALIAS, CODE_BYTES, DATA, DATA_ALIAS, DATA_FRAMES, DATA_PAGES,
     DEVICE, PAGE, STACK, TABLE_WINDOW, UPPER_HALF, pte, start_state,
 };
+use crate::MODEL;
 use crate::encode::{self, Addressing, decode};
 use crate::forms::{self, Coverage};
 use crate::state::Mode;
@@ -26,6 +28,8 @@ const PROGRAMS_PER_WORKER: u64 = 6;
 /// Where in the data a table of functions lies.
 const FUNCTION_TABLE: u64 = 0xf00;
 const FUNCTIONS: usize = 8;
+/// One program of so many is for the CPU with all that there is, the others for the base model.
+const PROGRAMS_PER_OTHER_MODEL: u64 = 4;
 /// The register that counts a loop's rounds.
 const COUNTER: Register = Register::R12;
 const RSP: usize = 4;
@@ -43,6 +47,8 @@ pub struct Program {
     pub(crate) pieces: Vec<Range<usize>>,
     pub(crate) data: Vec<u8>,
     pub(crate) start: CpuState,
+    /// The CPU that it is written for.
+    pub(crate) model: CpuModel,
 }
 
 impl Program {
@@ -50,7 +56,7 @@ impl Program {
     #[must_use]
     pub fn new(seed: u64) -> Program {
         let mut writer = Writer::new(seed);
-        let (user, works) = (writer.user, writer.works);
+        let (user, works, model) = (writer.user, writer.works, writer.model);
         writer.write_all();
         let Writer { mut rng, mut code, pieces, functions, .. } = writer;
         code.resize(CODE_BYTES as usize, 0x90);
@@ -60,8 +66,8 @@ impl Program {
             let at = FUNCTION_TABLE as usize + 8 * index;
             data[at..at + 8].copy_from_slice(&function.to_le_bytes());
         }
-        let start = start(user, *functions.last().unwrap_or(&CODE), &mut rng);
-        Program { seed, works, code, pieces, data, start }
+        let start = start(user, model, *functions.last().unwrap_or(&CODE), &mut rng);
+        Program { seed, works, code, pieces, data, start, model }
     }
 
     /// Replaces a piece by instructions that do nothing.
@@ -76,8 +82,16 @@ impl Program {
     }
 }
 
-fn start(user: bool, rip: u64, rng: &mut SeededRng) -> CpuState {
+fn start(user: bool, model: CpuModel, rip: u64, rng: &mut SeededRng) -> CpuState {
     let mut state = start_state(user);
+    if model.level >= CpuLevel::V3 {
+        state.sys.xcr0 = xcr0_all(model);
+        state
+            .sse
+            .ymm_high
+            .iter_mut()
+            .for_each(|high| *high = u128::from_le_bytes(values::vector(rng)));
+    }
     state.rip = rip;
     for (number, reg) in state.gpr.iter_mut().enumerate().filter(|(number, _)| *number != RSP) {
         *reg = match number % 3 {
@@ -119,6 +133,8 @@ fn start(user: bool, rip: u64, rng: &mut SeededRng) -> CpuState {
 struct Forms {
     integer: Vec<Code>,
     vector: Vec<Code>,
+    /// What not every model has.
+    optional: Vec<Code>,
     other: Vec<Code>,
     privileged: Vec<Code>,
 }
@@ -130,6 +146,7 @@ fn all_forms() -> &'static Forms {
         let mut all = Forms {
             integer: Vec::new(),
             vector: Vec::new(),
+            optional: Vec::new(),
             other: Vec::new(),
             privileged: Vec::new(),
         };
@@ -137,6 +154,8 @@ fn all_forms() -> &'static Forms {
             let has = |wanted: &[F]| code.cpuid_features().iter().any(|it| wanted.contains(it));
             let list = if forms::coverage(code, Mode::Long64) == Coverage::FaultOnly {
                 &mut all.privileged
+            } else if CpuModel::bits_needed(code) != 0 {
+                &mut all.optional
             } else if has(&[F::SSE, F::SSE2, F::SSE3, F::SSSE3, F::SSE4_1, F::SSE4_2]) {
                 &mut all.vector
             } else if has(&[F::FPU, F::FPU287, F::FPU387, F::MMX, F::FXSR, F::XSAVE]) {
@@ -160,6 +179,7 @@ struct Writer {
     user: bool,
     /// As in [`Program`].
     works: bool,
+    model: CpuModel,
     code: Vec<u8>,
     pieces: Vec<Range<usize>>,
     /// Linear addresses of the functions so far.
@@ -173,8 +193,11 @@ impl Writer {
         let mut rng = SeededRng::new(seed);
         let user = rng.one_in(2);
         let works = rng.one_in(PROGRAMS_PER_WORKER);
+        // By a stream of its own, so that the programs of the base model are those of before.
+        let is_base = !SeededRng::new(seed ^ 0xc9_0d31).one_in(PROGRAMS_PER_OTHER_MODEL);
+        let model = if is_base { CpuModel::V2 } else { *MODEL };
         let (info, code, pieces) = (InstructionInfoFactory::new(), Vec::new(), Vec::new());
-        Writer { rng, info, user, works, code, pieces, functions: Vec::new(), depth: 0 }
+        Writer { rng, info, user, works, model, code, pieces, functions: Vec::new(), depth: 0 }
     }
 
     fn write_all(&mut self) {
@@ -614,6 +637,9 @@ impl Writer {
                     pick(&all.privileged, &mut self.rng)
                 }
                 FormKind::Integer => pick(&all.integer, &mut self.rng),
+                FormKind::Vector if self.model != CpuModel::V2 && self.rng.one_in(2) => {
+                    pick(&all.optional, &mut self.rng)
+                }
                 FormKind::Vector => pick(&all.vector, &mut self.rng),
                 FormKind::Other => pick(&all.other, &mut self.rng),
             };
@@ -644,6 +670,10 @@ impl Writer {
 
     fn is_wanted(&mut self, instruction: &Instruction) -> bool {
         use Mnemonic as M;
+        // Indices are seldom near.
+        if self.works && instruction.is_vsib() {
+            return false;
+        }
         let leaves_the_way = instruction.flow_control() != FlowControl::Next
             || matches!(instruction.mnemonic(), M::Hlt | M::Std | M::Wrfsbase | M::Wrgsbase)
             || instruction.op0_register().is_segment_register();
