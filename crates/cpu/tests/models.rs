@@ -32,7 +32,7 @@ fn outcome(vm: &mut Vm) -> Result<CpuState, u8> {
     Ok(vm.cpu.save())
 }
 
-/// behaviour 3
+/// behaviours 19, 22
 #[test]
 fn a_guest_cannot_run_what_its_model_does_not_announce() {
     let only = |aes, pclmulqdq, sha| CpuModel { aes, pclmulqdq, sha, ..CpuModel::V2 };
