@@ -187,6 +187,22 @@ impl Lab {
         "lan0"
     }
 
+    /// Makes a tap on `host` and bridges it to the guest's network, once. Its name.
+    ///
+    /// # Errors
+    /// [`LabError`] if `ip` fails, or there is no `/dev/net/tun`.
+    pub fn tap(&self, host: Host) -> Result<&'static str, LabError> {
+        let name = host.namespace();
+        ip(&format!("-n {name} link add name br0 type bridge"))?;
+        ip(&format!("netns exec {name} sysctl -q {}", no_ipv6("br0")))?;
+        ip(&format!("netns exec {name} ip tuntap add dev tap0 mode tap"))?;
+        for port in ["tap0", self.guest_interface()] {
+            ip(&format!("-n {name} link set {port} master br0 up"))?;
+        }
+        ip(&format!("-n {name} link set br0 up"))?;
+        Ok("tap0")
+    }
+
     /// The lab's end of the cable between `host` and the guest's network: where a witness listens.
     #[must_use]
     pub fn lan_port(&self, host: Host) -> String {

@@ -2,6 +2,7 @@
 //! moments, split brain, power-on. `cargo xtask demo` and `cargo xtask soak` call it; so does whoever wants to
 //! see one run.
 
+mod compare;
 mod demo;
 mod kill;
 mod power;
@@ -34,7 +35,7 @@ struct SiteArgs {
     /// The `lockstep` binary.
     #[arg(long)]
     lockstep: PathBuf,
-    /// Folder of guest images; the trials use `redis`.
+    /// Folder of guest images; most trials use `redis`.
     #[arg(long)]
     images: PathBuf,
     /// Folder for what the trial writes. It is removed at the end if all went well.
@@ -103,6 +104,18 @@ enum Trial {
         #[arg(long, hide = true)]
         share: Option<replay::Share>,
     },
+    /// Runs a busy server on both engines at once and compares them all the time.
+    Compare {
+        /// What serves, which is an image's name.
+        #[arg(long, value_enum, default_value = "workbench")]
+        server: compare::Server,
+        /// Length of the load, in seconds.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+        /// What the load follows from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Cuts links between hosts and arbiter, holds and loses what is on its way, starts a VM twice, and
     /// looks who goes live and what is on the disk.
     Split {
@@ -143,9 +156,13 @@ fn run() -> Result<ExitCode> {
     let lab = Lab::new()?;
     let work =
         work_folder(&cli.site.work, &work_name(&cli.trial)).context("cannot make a work folder")?;
+    let image = match cli.trial {
+        Trial::Compare { server, .. } => server.image(),
+        _ => "redis",
+    };
     let config = PairConfig {
         lockstep: cli.site.lockstep.canonicalize().context("no lockstep binary")?,
-        image: cli.site.images.join("redis").canonicalize().context("no redis image")?,
+        image: cli.site.images.join(image).canonicalize().context("the image is missing")?,
         work: work.clone(),
         detection_ms: cli.site.detection_ms,
         append: None,
@@ -162,6 +179,9 @@ fn run() -> Result<ExitCode> {
         Trial::Replay { recordings, seconds, seed, share, .. } => {
             let share = share.unwrap_or(replay::Share::ALL);
             replay::run(&lab, &config, share, (recordings, seconds, seed))
+        }
+        Trial::Compare { server, seconds, seed } => {
+            compare::run(&lab, &config, server, (seconds, seed))
         }
         Trial::Split { case } => split::run(&lab, &config, &case),
     };

@@ -44,6 +44,13 @@ fn demo_passes_and_says_so_as_json() {
     assert!(result["timeline"]["live_ms"].is_number(), "{last}");
 }
 
+/// behaviour 13: both engines, compared all the time, under the load of a server.
+#[test]
+fn both_engines_run_a_busy_server_and_are_equal_all_the_time() {
+    let stdout = trial(&["compare", "--server", "redis", "--seconds", "10"]);
+    assert!(stdout.contains("both engines equal"), "{stdout}");
+}
+
 /// behaviours 4, 34, 36, 37, 38, 48, 49, 60, 66.
 #[test]
 fn clients_see_one_machine_when_either_side_is_killed() {
