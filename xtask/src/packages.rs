@@ -13,6 +13,9 @@ pub(crate) const TEST: &[&str] = &["image", "lab", "test"];
 /// What `cargo xtask demo`, `cargo xtask soak` and `cargo xtask bench` need.
 pub(crate) const TRIALS: &[&str] = &["image", "lab"];
 
+/// What `cargo xtask soak compare` needs besides.
+pub(crate) const COMPARE: &[&str] = &["compare"];
+
 /// Makes sure that the packages of these groups are installed.
 pub(crate) fn ensure(groups: &[&str]) -> Result<()> {
     let missing = missing(&listed(LIST, groups))?;

@@ -37,6 +37,12 @@ pub(crate) struct SoakArgs {
     /// How many runs of the simulator.
     #[arg(long, default_value_t = 20_000)]
     simulations: u64,
+    /// How many million instructions of random programs on both engines.
+    #[arg(long, default_value_t = 10_000)]
+    duel_volume: u64,
+    /// How long both engines run a busy server, in seconds.
+    #[arg(long, default_value_t = 600)]
+    compare_s: u64,
     /// What all choices follow from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -45,9 +51,30 @@ pub(crate) struct SoakArgs {
 /// A long test that is run when it is named.
 #[derive(Debug, clap::Subcommand)]
 enum Only {
+    /// Run a busy server on both engines at once and compare them all the time.
+    Compare {
+        /// Length of the load, in seconds.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+        /// What the load follows from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Run random programs on both engines, and some of them on the host's CPU too.
+    Duel {
+        /// How many million instructions on both engines; a hundredth as many come on the host's CPU too.
+        #[arg(long, default_value_t = 10_000)]
+        volume: u64,
+        /// The first program.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Run OpenSSL, gcc, CPython's tests, SQLite and perl inside a guest and check their answers.
     RealPrograms(real_programs::Args),
 }
+
+/// A program that the host's CPU runs too has some 36,000 instructions.
+const NATIVE_PROGRAMS_PER_100_MILLION: u64 = 3000;
 
 pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
     let mut command = trials()?;
@@ -59,8 +86,11 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<()> {
 }
 
 pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
-    if let Some(Only::RealPrograms(args)) = &args.only {
-        return real_programs::run(args);
+    match &args.only {
+        None => {}
+        Some(Only::Compare { seconds, seed }) => return compare(*seconds, *seed),
+        Some(Only::Duel { volume, seed }) => return duel(*volume, *seed),
+        Some(Only::RealPrograms(args)) => return real_programs::run(args),
     }
     let seed = args.seed.to_string();
     let mut simulator = cargo(["run", "--release", "--package", "sim"]);
@@ -76,6 +106,29 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
     let failovers = ["--failovers", &args.failovers.to_string()];
     process::run(trials()?.arg("kill").args(failovers).args(["--seed", &seed]))?;
     process::run(trials()?.args(["kill", "--rolling"]).args(failovers).args(["--seed", &seed]))?;
+    duel(args.duel_volume, args.seed)?;
+    compare(args.compare_s, args.seed)
+}
+
+fn compare(seconds: u64, seed: u64) -> Result<ExitCode> {
+    packages::ensure(packages::COMPARE)?;
+    images::ensure(&[images::WORKBENCH])?;
+    let (seconds, seed) = (seconds.to_string(), seed.to_string());
+    process::run(trials()?.args(["compare", "--seconds", &seconds, "--seed", &seed]))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn duel(volume: u64, seed: u64) -> Result<ExitCode> {
+    for engine in ["interpreter", "translator"] {
+        let mut native = cargo(["run", "--release", "--package", "oracle", "--bin", "oracle"]);
+        native.args(["--", "--form", "program", "--engine", engine]);
+        let cases = volume.div_ceil(100).saturating_mul(NATIVE_PROGRAMS_PER_100_MILLION) / 100;
+        native.args(["--cases", &cases.to_string(), "--seed", &seed.to_string()]);
+        process::run(&mut native)?;
+    }
+    let mut duel = cargo(["run", "--release", "--package", "oracle", "--bin", "duel"]);
+    duel.args(["--", "--volume", &volume.to_string(), "--seed", &seed.to_string()]);
+    process::run(&mut duel)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -109,7 +109,7 @@ impl Generator {
         case
     }
 
-    fn sequence_member(
+    pub(crate) fn sequence_member(
         &mut self,
         code: Code,
         mode: Mode,
@@ -144,6 +144,16 @@ impl Generator {
         }
         let (instr, offsets) = decode(mode, &encoded.bytes, at);
         (instr.code() == code).then_some(Encoded { instr, offsets, ..encoded })
+    }
+
+    /// Whether an instruction writes the general register of this number.
+    pub(crate) fn writes(&mut self, instr: &Instruction, number: usize) -> bool {
+        use iced_x86::OpAccess::{CondRead, NoMemAccess, None, Read};
+        self.info.info(instr).used_registers().iter().any(|used| {
+            let is_read = matches!(used.access(), Read | CondRead | NoMemAccess | None);
+            let register = used.register();
+            !is_read && register.is_gpr() && register.full_register().number() == number
+        })
     }
 
     /// A case of random bytes, single-stepped: for lengths, prefixes and #UD. `None` if the bytes are
@@ -831,7 +841,7 @@ fn move_to_page_end(case: &mut Case, rng: &mut SeededRng) {
 }
 
 /// A random state of everything.
-fn state(mode: Mode, rng: &mut SeededRng) -> State {
+pub(crate) fn state(mode: Mode, rng: &mut SeededRng) -> State {
     let mut state = State::default();
     for reg in &mut state.gpr {
         *reg = values::register(rng) & mode.gpr_mask();

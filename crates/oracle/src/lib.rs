@@ -11,6 +11,7 @@ pub mod compare;
 pub mod encode;
 pub mod forms;
 pub mod generate;
+mod host_programs;
 pub mod native;
 pub mod programs;
 pub mod run;
@@ -46,13 +47,16 @@ fn host_is_v3() -> bool {
 }
 
 /// Every unit that is compared: the forms that the interpreter implements, sequences of them and
-/// random bytes, in all modes.
+/// random bytes, in all modes, and programs in 64-bit mode.
 #[must_use]
 pub fn units() -> Vec<Unit> {
     let mut units = Vec::new();
     for mode in Mode::ALL {
         units.extend(forms::compared(mode).map(|code| Unit { kind: Kind::Single(code), mode }));
         units.extend([Kind::Sequence, Kind::Bytes].map(|kind| Unit { kind, mode }));
+        if mode == Mode::Long64 {
+            units.push(Unit { kind: Kind::Program, mode });
+        }
     }
     units
 }

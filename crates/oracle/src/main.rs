@@ -17,7 +17,8 @@ usage: oracle [--seed N] [--mode 32|64] [--form NAME]... [--cases N | --case N] 
 
   --seed N      names all random numbers (1)
   --mode BITS   only 32-bit or only 64-bit code
-  --form NAME   only this form: an iced-x86 code name such as add_rm64_r64, `sequence` or `bytes`
+  --form NAME   only this form: an iced-x86 code name such as add_rm64_r64, `sequence`,
+                `program` or `bytes`
   --cases N     cases per form (200); sequences and random bytes get 50 times as many
   --case N      only the case with this number
   --seconds N   go on with new cases until this much time is over
@@ -150,9 +151,10 @@ fn print_summary(plan: &Plan, report: &Report, list: bool) {
     let singles = plan.units.iter().filter(|unit| matches!(unit.kind, Kind::Single(_))).count();
     let cases = sum(|count| count.cases);
     println!(
-        "seed {}: {singles} forms, {cases} cases, {} completed, {} different, {} not finished by \
+        "seed {}: {singles} forms, {cases} cases, {} instructions, {} completed, {} different, {} not finished by \
          the host, {:.1} s, {:.0} cases/s",
         plan.seed,
+        sum(|count| count.instructions),
         sum(|count| count.completed),
         sum(|count| count.different),
         sum(|count| count.host_hung),

@@ -31,6 +31,8 @@ pub enum Kind {
     Single(Code),
     /// A sequence.
     Sequence,
+    /// A program with loops.
+    Program,
     /// Random bytes.
     Bytes,
 }
@@ -45,12 +47,13 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// The name on the command line: the form, `sequence` or `bytes`.
+    /// The name on the command line: the form, `sequence`, `program` or `bytes`.
     #[must_use]
     pub fn name(&self) -> String {
         match self.kind {
             Kind::Single(code) => form_name(code),
             Kind::Sequence => "sequence".to_owned(),
+            Kind::Program => "program".to_owned(),
             Kind::Bytes => "bytes".to_owned(),
         }
     }
@@ -84,7 +87,7 @@ pub struct Plan {
     pub units: Vec<Unit>,
     /// First case number.
     pub first: u64,
-    /// Cases per unit and round; sequences and bytes get [`FACTOR`] times as many.
+    /// Cases per unit and round; sequences and bytes, but not programs, get [`FACTOR`] times as many.
     pub cases: u64,
     /// Run exactly one case of every unit, sequences and bytes too.
     pub only_one: bool,
@@ -102,6 +105,8 @@ pub struct Count {
     pub cases: u64,
     /// Cases that completed: they ended at the single step or the INT3, not in a fault.
     pub completed: u64,
+    /// Instructions of these, as ours counts them.
+    pub instructions: u64,
     /// Cases in which something differed.
     pub different: u64,
     /// Cases that the generator could not make.
@@ -139,7 +144,8 @@ const DIFFERENT: usize = 1;
 const NOT_MADE: usize = 2;
 const COMPLETED: usize = 3;
 const HOST_HUNG: usize = 4;
-const FIELDS: usize = 5;
+const INSTRUCTIONS: usize = 5;
+const FIELDS: usize = 6;
 
 /// Words that a process shares with its children, zero at first. They are there until it ends.
 pub(crate) fn shared_words(len: usize) -> io::Result<&'static [AtomicU64]> {
@@ -182,7 +188,11 @@ impl Shared {
     }
 
     fn add(&self, unit: usize, field: usize) -> u64 {
-        self.words[HEADER + unit * FIELDS + field].fetch_add(1, Ordering::Relaxed)
+        self.add_many(unit, field, 1)
+    }
+
+    fn add_many(&self, unit: usize, field: usize, count: u64) -> u64 {
+        self.words[HEADER + unit * FIELDS + field].fetch_add(count, Ordering::Relaxed)
     }
 
     fn count(&self, unit: usize) -> Count {
@@ -190,6 +200,7 @@ impl Shared {
         Count {
             cases: field(CASES),
             completed: field(COMPLETED),
+            instructions: field(INSTRUCTIONS),
             different: field(DIFFERENT),
             not_made: field(NOT_MADE),
             host_hung: field(HOST_HUNG),
@@ -316,6 +327,7 @@ fn work<S: Subject>(
             let cases = match unit.kind {
                 Kind::Single(_) => plan.cases,
                 _ if plan.only_one => 1,
+                Kind::Program => plan.cases,
                 _ => plan.cases.saturating_mul(FACTOR),
             };
             let first = plan.first + round * cases;
@@ -358,6 +370,7 @@ fn one(
     shared.store(PHASE, 0);
     let cpu = ours.run(&case);
     shared.add(index, CASES);
+    shared.add_many(index, INSTRUCTIONS, ours.steps());
     if matches!(host.event.vector, 1 | 3) {
         shared.add(index, COMPLETED);
     }
@@ -388,6 +401,7 @@ pub fn make(generator: &mut Generator, unit: &Unit, seed: u64, number: u64) -> O
             let codes = sequence_codes(unit.mode);
             generator.sequence(codes, unit.mode, &mut rng)
         }
+        Kind::Program => generator.program(sequence_codes(unit.mode), &mut rng),
         Kind::Bytes => generator.bytes(unit.mode, &mut rng)?,
     };
     let (first, _) = decode(case.mode, &case.code, case.state.rip);

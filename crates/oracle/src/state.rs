@@ -305,6 +305,11 @@ pub trait Subject {
     /// Runs one case on memory that holds the template, the code and the patches.
     fn run(&mut self, case: &Case) -> Outcome;
 
+    /// How many instructions the last case took, if this is known.
+    fn steps(&self) -> u64 {
+        0
+    }
+
     /// What the last case left in one of [`REGIONS`].
     fn memory(&self, region: usize) -> &[u8; REGION_BYTES];
 }

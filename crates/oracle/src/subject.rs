@@ -37,6 +37,9 @@ const TSS_LIMIT: u32 = 103;
 
 /// Steps after which a case counts as endless.
 const STEPS_MAX: u64 = 50_000;
+/// The same of a program, which is known by its length.
+const PROGRAM_STEPS_MAX: u64 = 4_000_000;
+const SEQUENCE_BYTES_MAX: usize = 20 * 15;
 /// Not a vector: the case did not end.
 pub const VECTOR_ENDLESS: u8 = 0xfe;
 
@@ -51,6 +54,8 @@ pub struct Interpreter {
     start: CpuState,
     /// What the last case left.
     memory: Box<Memory>,
+    /// How many steps it took.
+    steps: u64,
 }
 
 impl Interpreter {
@@ -84,6 +89,7 @@ impl Interpreter {
             template: template.clone(),
             start: start_state(),
             memory: template.memory.clone(),
+            steps: 0,
         }
     }
 
@@ -144,7 +150,9 @@ impl Subject for Interpreter {
         let mut start = self.start.clone();
         set_program(&mut start, case);
         start.icount = self.cpu.icount();
-        let until = start.icount.plus(STEPS_MAX);
+        let is_program = case.code.len() > SEQUENCE_BYTES_MAX;
+        let most = if is_program { PROGRAM_STEPS_MAX } else { STEPS_MAX };
+        let until = start.icount.plus(most);
         self.cpu.restore(&start).expect("every case is a state that a CPU can have");
         match &mut self.engine {
             Some(engine) => {
@@ -154,8 +162,13 @@ impl Subject for Interpreter {
                 self.cpu.run(&mut self.mem, &mut self.bus, until);
             }
         }
+        self.steps = self.cpu.icount().since(start.icount);
         self.read_memory();
         self.outcome(case)
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps
     }
 
     fn memory(&self, region: usize) -> &[u8; REGION_BYTES] {
