@@ -16,7 +16,7 @@ use engines::EngineKind;
 use serde_json::{Value, json};
 
 use self::marks::Mark;
-use self::session::{Session, follow};
+use self::session::{Session, Spent, follow};
 use self::subjects::{NativeDisk, QEMU, Stage, Subject, qemu_version};
 use self::table::Figures;
 use self::workloads::{BOOT, WORKLOADS, Workload};
@@ -146,7 +146,13 @@ impl Run<'_> {
             subject => self.stage.guest(subject, &self.stage.start(&order))?,
         };
         let mut session = Session::start(subject.name(), command)?;
-        let outcome = follow(&mut session, subject.meter())?;
+        let mut tell = |workload: &str, spent: Spent| {
+            eprintln!(
+                "  {workload:<12} {:>7.2} s of CPU time, {:>7.2} s",
+                spent.cpu_s, spent.wall_s
+            );
+        };
+        let outcome = follow(&mut session, subject.meter(), &mut tell)?;
         for name in names {
             let spent = outcome.spent.get(name);
             let spent = spent.with_context(|| format!("{name} was not marked"))?;

@@ -27,8 +27,8 @@ impl Spent {
     }
 }
 
-/// Longest time between two lines. A workload that takes longer hangs.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// Longest time between two lines. A workload that takes longer hangs, even if the host is busy.
+const SILENCE_MAX: Duration = Duration::from_secs(1800);
 /// How long the process may take to end once its guest is off.
 const END_MAX: Duration = Duration::from_secs(20);
 
@@ -168,8 +168,12 @@ pub(crate) enum Meter {
     Workload,
 }
 
-/// Follows a session to its end, through all marks of all workloads.
-pub(crate) fn follow(session: &mut Session, meter: Meter) -> Result<Outcome> {
+/// Follows a session to its end, through all marks of all workloads, and tells of each when it ends.
+pub(crate) fn follow(
+    session: &mut Session,
+    meter: Meter,
+    tell: &mut dyn FnMut(&str, Spent),
+) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut begun: Option<(String, Spent)> = None;
     while let Some((mark, at)) = session.next_mark()? {
@@ -183,6 +187,7 @@ pub(crate) fn follow(session: &mut Session, meter: Meter) -> Result<Outcome> {
                 if meter == Meter::Workload {
                     spent.cpu_s = cpu_s;
                 }
+                tell(&workload, spent);
                 outcome.spent.insert(workload, spent);
             }
             Mark::End { workload, status, .. } => {
@@ -217,15 +222,19 @@ mod tests {
         Session::start("the script", command).unwrap()
     }
 
+    fn follow_all(script: &str, meter: Meter) -> Result<Outcome> {
+        follow(&mut sh(script), meter, &mut |_, _| {})
+    }
+
     #[test]
     fn a_workload_is_measured_and_so_is_the_next() {
         let script = "echo noise; echo suite: begin a; echo suite: end a 0 1500000 500000 9; \
              echo suite: answer a 17 1; echo suite: begin b; echo suite: end b 0 1 1 1; \
              echo lockstep.run: exit status 0";
-        let outcome = follow(&mut sh(script), Meter::Workload).unwrap();
+        let outcome = follow_all(script, Meter::Workload).unwrap();
         assert_eq!(outcome.spent["a"].cpu_s, 2.0);
         assert_eq!(outcome.answers["a"], "17 1");
-        let outcome = follow(&mut sh(script), Meter::Process).unwrap();
+        let outcome = follow_all(script, Meter::Process).unwrap();
         assert!(outcome.spent.keys().eq(["a", "b"]), "{outcome:?}");
         // The script's own time is less than what it says.
         assert!(outcome.spent["a"].cpu_s < 2.0, "{outcome:?}");
@@ -249,7 +258,7 @@ mod tests {
             ("echo oh; echo suite: end a 0 1 1 1", "without a begin"),
             ("echo oh; echo lockstep.run: exit status 1", "with status 1"),
         ] {
-            let error = follow(&mut sh(script), Meter::Process).unwrap_err().to_string();
+            let error = follow_all(script, Meter::Process).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("oh\n"), "{script}: {error}");
         }
     }
