@@ -18,6 +18,7 @@ use x86::{Cr4, Rflags};
 use crate::access::is_canonical;
 use crate::decode::ModeKey;
 use crate::op::Env;
+use crate::tlb::SecondLevel;
 use crate::walk::Kind;
 use crate::{Cpu, CpuStats, Flags};
 
@@ -176,12 +177,18 @@ impl Cpu {
         self.seg_base[seg & 7]
     }
 
-    /// The 256 TLB entries for the running code's data accesses, each of four words: the page's linear
+    /// The 1024 TLB entries for the running code's data accesses, each of four words: the page's linear
     /// address if it may be read, if it may be written, its RAM offset and its host address. The entry of a linear
-    /// address is number `(linear >> 12 ^ linear >> 20) & 255`.
+    /// address is number `(linear >> 12 ^ linear >> 22) & 1023`.
     #[must_use]
     pub fn tlb_entries(&self) -> *const u64 {
         self.tlb.entries_from(self.tlb_base)
+    }
+
+    /// What the TLB holds beside these, for the running code.
+    #[must_use]
+    pub fn second_level(&self) -> SecondLevel {
+        self.tlb.second_level(self.tlb_base)
     }
 
     /// What the TLB serves: as long as this is the same, an entry that once was in [`Cpu::tlb_entries`] still

@@ -42,4 +42,5 @@ pub use run::CpuStop;
 pub use state::{
     CpuState, F80, Mtrrs, Seg, Segment, Shadow, SseState, SystemState, TableRegister, X87State,
 };
+pub use tlb::SecondLevel;
 pub use word::Word;

@@ -21,16 +21,21 @@ pub(crate) enum View {
     User,
 }
 
-const PAGES: usize = 256;
+const PAGES: usize = 1024;
 const VIEWS: usize = 4;
 const BANKS: usize = 8;
 const ENTRIES: usize = PAGES * VIEWS * BANKS;
-const BANK_SHIFT: u32 = 10;
+const BANK_SHIFT: u32 = 12;
 /// The view whose entries are never filled, so that every access takes the slow path.
 const VIEW_UNCACHED: usize = 3;
 
 /// Entries of the second level, which holds what the first level lost to another page.
-const BACKUP_ENTRIES: usize = 1 << 12;
+const BACKUP_ENTRIES: usize = 1 << BACKUP_BITS;
+const BACKUP_BITS: u32 = 14;
+/// A key has a stamp of so many bits above bank and view.
+const KEY_STAMP_SHIFT: u32 = (BANKS * VIEWS).trailing_zeros();
+/// Different stamps.
+const STAMPS: u64 = 1 << 7;
 
 /// A bank's lower half (programs) and upper half (the kernel) are dropped apart: a *space*.
 const SPACES: usize = 2 * BANKS;
@@ -52,26 +57,68 @@ pub(crate) struct TlbEntry {
     host: u64,
 }
 
-/// An entry of the second level. The key is the linear page with the bank and view above it.
-#[derive(Clone, Copy)]
-struct BackupEntry {
-    key: u64,
-    ram: u64,
-    may_store: bool,
+/// The second level of the TLB, for an engine that looks into it itself. It is served by `2^`[`SecondLevel::BITS`]
+/// entries of two words: a key, which is a page's linear address plus `low_keys` or, in the upper half of the address
+/// space, `high_keys`; and the page's RAM offset, plus 1 if it may be stored to. An entry's number is in the upper bits of
+/// its key times [`SecondLevel::HASH`]. What is found there may be put into [`Cpu::tlb_entries`].
+#[derive(Clone, Copy, Debug)]
+pub struct SecondLevel {
+    /// The first entry.
+    pub entries: *const u64,
+    /// What the keys of pages in the lower half have beside their address.
+    pub low_keys: u64,
+    /// The same for the upper half.
+    pub high_keys: u64,
+    /// Host address of RAM.
+    pub host_base: u64,
 }
 
-const NO_BACKUP: BackupEntry = BackupEntry { key: u64::MAX, ram: 0, may_store: false };
+impl SecondLevel {
+    /// Of an entry's number.
+    pub const BITS: u32 = BACKUP_BITS;
+    /// Makes numbers of keys.
+    pub const HASH: u64 = BACKUP_HASH;
+}
 
-/// Which linear pages have a write tag for a RAM page.
+/// An entry of the second level.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct BackupEntry {
+    /// The linear page; below it the space's stamp, and bank and view.
+    key: u64,
+    /// RAM offset of the page, plus 1 if plain stores may be made.
+    ram: u64,
+}
+
+const NO_BACKUP: BackupEntry = BackupEntry { key: u64::MAX, ram: 0 };
+
+impl BackupEntry {
+    fn may_store(self) -> bool {
+        self.ram & 1 != 0
+    }
+}
+
+/// Which linear pages have a write tag for a RAM page: none, one, two, or more than that.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Writers(u64);
+struct Writers([u64; 2]);
 
 impl Writers {
-    const NONE: Writers = Writers(0);
-    const MANY: Writers = Writers(2);
+    const NONE: Writers = Writers([0; 2]);
+    const MANY: Writers = Writers([2; 2]);
 
-    fn one(linear: u64) -> Writers {
-        Writers(linear & !0xfff | 1)
+    fn with(self, linear: u64) -> Writers {
+        let this = linear & !0xfff | 1;
+        match self.0 {
+            _ if self == Writers::MANY => self,
+            [0, _] => Writers([this, 0]),
+            [first, second] if first == this || second == this => self,
+            [first, 0] => Writers([first, this]),
+            _ => Writers::MANY,
+        }
+    }
+
+    fn pages(self) -> impl Iterator<Item = u64> {
+        self.0.into_iter().filter(|page| *page != 0).map(|page| page & !0xfff)
     }
 }
 
@@ -97,6 +144,8 @@ pub(crate) struct Tlb {
     code_epochs: [u32; SPACES],
     /// By space: the drop number at which it was last dropped as a whole.
     dropped_at: [u64; SPACES],
+    /// By space: what the keys of its second level's entries hold. A drop changes it.
+    stamps: [u64; SPACES],
     /// Drops of whole spaces so far.
     drops: u64,
     /// Moves on whenever a translation or its permission to store may have gone.
@@ -136,6 +185,7 @@ impl Tlb {
             next_bank: 0,
             code_epochs: [0; SPACES],
             dropped_at: [0; SPACES],
+            stamps: [0; SPACES],
             drops: 0,
             losses: 0,
             uses: PageUses::default(),
@@ -156,6 +206,26 @@ impl Tlb {
         (tag == linear & !0xfff).then(|| entry.host + (linear & 0xfff))
     }
 
+    fn backup_key(&self, base: usize, linear: u64) -> u64 {
+        linear & !0xfff | self.key_bits(base, linear)
+    }
+
+    /// What a key has below the page's address.
+    fn key_bits(&self, base: usize, linear: u64) -> u64 {
+        let place = base / PAGES;
+        self.stamps[space_of(place / VIEWS, linear)] << KEY_STAMP_SHIFT | place as u64
+    }
+
+    /// The second level, as an engine reads it.
+    pub(crate) fn second_level(&self, base: usize) -> SecondLevel {
+        SecondLevel {
+            entries: self.backup.as_ptr().cast(),
+            low_keys: self.key_bits(base, 0),
+            high_keys: self.key_bits(base, u64::MAX),
+            host_base: self.host_base,
+        }
+    }
+
     /// A page that may be stored to without looking any further, near `linear` if possible: its linear and its
     /// host address.
     pub(crate) fn writable_page(&self, base: usize, linear: u64) -> Option<(u64, u64)> {
@@ -163,7 +233,10 @@ impl Tlb {
         let view = base & (ENTRIES - 1);
         std::iter::once(first)
             .chain(view..view + PAGES)
-            .find(|index| self.entries[*index].write != no_tag(*index))
+            .find(|index| {
+                self.entries[*index].write == self.entries[*index].read
+                    && self.entries[*index].read != no_tag(*index)
+            })
             .map(|index| (self.entries[index].write, self.entries[index].host))
     }
 
@@ -201,8 +274,8 @@ impl Tlb {
     /// Fills an entry of both levels.
     pub(crate) fn fill(&mut self, view: View, linear: u64, ram_page: u64, may_store: bool) {
         let base = self.base_of(view, false);
-        let key = backup_key(base, linear);
-        self.backup[backup_index(key)] = BackupEntry { key, ram: ram_page, may_store };
+        let key = self.backup_key(base, linear);
+        self.backup[backup_index(key)] = BackupEntry { key, ram: ram_page | u64::from(may_store) };
         if may_store {
             self.note_writer(linear, ram_page >> PAGE_SHIFT);
         }
@@ -212,7 +285,7 @@ impl Tlb {
     fn fill_first_level(&mut self, base: usize, linear: u64, ram_page: u64, may_store: bool) {
         let index = index_of(base, linear);
         let tag = linear & !0xfff;
-        let write = if may_store { tag } else { no_tag(index) };
+        let write = if may_store { tag } else { tag ^ 1 << PAGE_SHIFT };
         let host = self.host_base.wrapping_add(ram_page);
         self.entries[index] = TlbEntry { read: tag, write, ram: ram_page, host };
     }
@@ -220,13 +293,14 @@ impl Tlb {
     /// Brings an entry back from the second level; its RAM page if it is there and good enough.
     pub(crate) fn refill(&mut self, view: View, linear: u64, for_store: bool) -> Option<u64> {
         let base = self.base_of(view, false);
-        let key = backup_key(base, linear);
+        let key = self.backup_key(base, linear);
         let entry = self.backup[backup_index(key)];
-        if entry.key != key || for_store && !entry.may_store {
+        if entry.key != key || for_store && !entry.may_store() {
             return None;
         }
-        self.fill_first_level(base, linear, entry.ram, entry.may_store);
-        Some(entry.ram)
+        let ram = entry.ram & !1;
+        self.fill_first_level(base, linear, ram, entry.may_store());
+        Some(ram)
     }
 
     fn note_writer(&mut self, linear: u64, page: u64) {
@@ -234,13 +308,7 @@ impl Tlb {
         if page >= self.writers.len() {
             self.writers.resize(page + 1, Writers::NONE);
         }
-        let writers = &mut self.writers[page];
-        let this = Writers::one(linear);
-        *writers = match *writers {
-            Writers::NONE => this,
-            known if known == this => this,
-            _ => Writers::MANY,
-        };
+        self.writers[page] = self.writers[page].with(linear);
     }
 
     /// Takes the right to plain stores to a RAM page away from every entry.
@@ -248,30 +316,26 @@ impl Tlb {
         let Some(writers) = self.writers.get_mut(page as usize) else { return };
         let known = std::mem::replace(writers, Writers::NONE);
         self.losses += 1;
-        match known {
-            Writers::NONE => {}
-            Writers::MANY => {
-                let ram = page << PAGE_SHIFT;
-                for (index, entry) in self.entries.iter_mut().enumerate() {
-                    if entry.ram == ram {
-                        entry.write = no_tag(index);
-                    }
+        if known == Writers::MANY {
+            let ram = page << PAGE_SHIFT;
+            for (index, entry) in self.entries.iter_mut().enumerate() {
+                if entry.ram == ram {
+                    entry.write = no_tag(index);
                 }
-                let of_page = self.backup.iter_mut().filter(|entry| entry.ram == ram);
-                of_page.for_each(|entry| entry.may_store = false);
             }
-            Writers(linear) => {
-                let linear = linear & !0xfff;
-                for base in self.bases() {
-                    let index = index_of(base, linear);
-                    if self.entries[index].read == linear {
-                        self.entries[index].write = no_tag(index);
-                    }
-                    let key = backup_key(base, linear);
-                    let entry = &mut self.backup[backup_index(key)];
-                    if entry.key == key {
-                        entry.may_store = false;
-                    }
+            self.backup.iter_mut().filter(|entry| entry.ram == ram | 1).for_each(|it| it.ram = ram);
+            return;
+        }
+        for linear in known.pages() {
+            for base in self.bases() {
+                let index = index_of(base, linear);
+                if self.entries[index].read == linear {
+                    self.entries[index].write = no_tag(index);
+                }
+                let key = self.backup_key(base, linear);
+                let entry = &mut self.backup[backup_index(key)];
+                if entry.key == key {
+                    entry.ram &= !1;
                 }
             }
         }
@@ -329,22 +393,27 @@ impl Tlb {
     fn drop_spaces(&mut self, spaces: u16) {
         self.drops += 1;
         self.losses += 1;
-        for space in (0..SPACES).filter(|space| spaces >> space & 1 != 0) {
-            let (bank, half) = (space / 2, (space & 1) as u64);
+        for bank in (0..BANKS).filter(|bank| spaces >> (2 * bank) & 3 != 0) {
+            let halves = spaces >> (2 * bank) & 3;
             let first = bank << BANK_SHIFT;
-            for index in first..first + PAGES * VIEWS {
-                if self.entries[index].read >> 63 == half {
+            for index in first..first + PAGES * VIEW_UNCACHED {
+                if halves >> (self.entries[index].read >> 63) & 1 != 0 {
                     self.entries[index] = empty_entry(index);
                 }
             }
             self.exec[bank * 2 * EXEC_PAGES..(bank + 1) * 2 * EXEC_PAGES].fill(NO_EXEC);
+        }
+        for space in (0..SPACES).filter(|space| spaces >> space & 1 != 0) {
             self.code_epochs[space] += 1;
             self.dropped_at[space] = self.drops;
-        }
-        for entry in self.backup.iter_mut() {
-            let space = space_of(bank_of_key(entry.key), entry.key);
-            if entry.key != NO_BACKUP.key && spaces >> space & 1 != 0 {
-                *entry = NO_BACKUP;
+            self.stamps[space] = (self.stamps[space] + 1) % STAMPS;
+            if self.stamps[space] == 0 {
+                // The stamps begin again, so nothing may be left from the first time.
+                for entry in self.backup.iter_mut() {
+                    if space_of(bank_of_key(entry.key), entry.key) == space {
+                        *entry = NO_BACKUP;
+                    }
+                }
             }
         }
     }
@@ -379,7 +448,7 @@ impl Tlb {
                 self.entries[index] = empty_entry(index);
                 dropped += 1;
             }
-            let key = backup_key(base, linear);
+            let key = self.backup_key(base, linear);
             if self.backup[backup_index(key)].key == key {
                 self.backup[backup_index(key)] = NO_BACKUP;
             }
@@ -407,7 +476,7 @@ impl Tlb {
         for (index, entry) in self.entries.iter_mut().enumerate() {
             entry.write = no_tag(index);
         }
-        self.backup.iter_mut().for_each(|entry| entry.may_store = false);
+        self.backup.iter_mut().for_each(|entry| entry.ram &= !1);
         self.writers.clear();
     }
 
@@ -498,25 +567,22 @@ pub(crate) struct WalkStep {
 /// meet.
 #[inline(always)]
 fn index_of(base: usize, linear: u64) -> usize {
-    let mixed = (linear >> PAGE_SHIFT ^ linear >> 20) as usize;
+    let mixed = (linear >> PAGE_SHIFT ^ linear >> 22) as usize;
     (base | mixed & (PAGES - 1)) & (ENTRIES - 1)
 }
 
-/// The bank and view go where the page offset was.
-fn backup_key(base: usize, linear: u64) -> u64 {
-    linear & !0xfff | (base / PAGES) as u64
-}
-
 fn bank_of_key(key: u64) -> usize {
-    (key & 0xfff) as usize / VIEWS
+    (key as usize & (BANKS * VIEWS - 1)) / VIEWS
 }
 
 fn space_of(bank: usize, linear: u64) -> usize {
     bank * 2 + (linear >> 63) as usize
 }
 
+const BACKUP_HASH: u64 = 0x9e37_79b9_7f4a_7c15;
+
 fn backup_index(key: u64) -> usize {
-    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize & (BACKUP_ENTRIES - 1)
+    (key.wrapping_mul(BACKUP_HASH) >> (64 - BACKUP_BITS)) as usize & (BACKUP_ENTRIES - 1)
 }
 
 /// One bit per 64 bytes of the page.

@@ -245,9 +245,9 @@ impl Emitter {
     /// `dst` = the TLB entry that serves the linear address in `linear`; the frame has their place at `tlb`.
     pub(crate) fn tlb_entry(&mut self, dst: u8, linear: u8, tlb: i32) {
         self.mov(dst, linear);
-        self.shift(5, dst, 8);
+        self.shift(5, dst, 10);
         self.alu(Alu::Xor, dst, linear);
-        self.alu_imm(Alu::And, dst, 0xff000);
+        self.alu_imm(Alu::And, dst, 0x3f_f000);
         self.shift(5, dst, 7);
         self.alu_mem(Alu::Add, dst, reg::RSP, tlb);
     }

@@ -5,8 +5,10 @@
 //! ([`home`]) but for five that programs use least. AH and AL hold the guest's arithmetic
 //! flags as LAHF and SETO leave them; R15 the steps left of the budget; R10 and R11 are scratch.
 
-use crate::emit::{Alu, Emitter, cc, reg};
-use crate::memory::{TLB_HOST, TLB_WRITE};
+use cpu::SecondLevel;
+
+use crate::emit::{Alu, Emitter, RegMem, cc, reg};
+use crate::memory::{TLB_HOST, TLB_RAM, TLB_WRITE};
 
 /// Scratch: an address, then what it points to.
 pub(crate) const S: u8 = reg::R10;
@@ -46,7 +48,11 @@ pub(crate) mod slot {
     pub(crate) const GROUPS: i32 = 72;
     pub(crate) const FS: i32 = GROUPS + 8 * crate::plan::GROUPS as i32;
     pub(crate) const GS: i32 = FS + 8;
-    pub(crate) const JUMPS: i32 = GS + 8;
+    /// `cpu::SecondLevel`: its entries, what its keys have in the upper and in the lower half, and the host's RAM.
+    pub(crate) const SECOND: i32 = GS + 8;
+    pub(crate) const KEYS: i32 = SECOND + 8;
+    pub(crate) const HOST_BASE: i32 = KEYS + 16;
+    pub(crate) const JUMPS: i32 = HOST_BASE + 8;
     /// `Cpu::code_context`.
     pub(crate) const CONTEXT: i32 = JUMPS + 8;
     /// Address of the XMM registers in the CPU.
@@ -94,6 +100,10 @@ pub(crate) struct Context {
     pub(crate) mxcsr: u64,
     pub(crate) pin_page: u64,
     pub(crate) pin_delta: u64,
+    pub(crate) second: u64,
+    pub(crate) high_keys: u64,
+    pub(crate) low_keys: u64,
+    pub(crate) host_base: u64,
     /// By number.
     pub(crate) selectors: [u64; 6],
     pub(crate) tsc_aux: u64,
@@ -126,6 +136,10 @@ impl Context {
             mxcsr: 0,
             pin_page: 0,
             pin_delta: 0,
+            second: 0,
+            high_keys: 0,
+            low_keys: 0,
+            host_base: 0,
             selectors: [0; 6],
             tsc_aux: 0,
             whole_budget: 0,
@@ -145,7 +159,7 @@ macro_rules! at {
 pub(crate) use at;
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 12] = [
+const COPIED: [(i32, i32); 16] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
     (slot::JUMPS, at!(jumps)),
@@ -158,6 +172,10 @@ const COPIED: [(i32, i32); 12] = [
     (slot::MAY_TSC, at!(may_tsc)),
     (slot::PIN_PAGE, at!(pin_page)),
     (slot::PIN_DELTA, at!(pin_delta)),
+    (slot::SECOND, at!(second)),
+    (slot::KEYS, at!(high_keys)),
+    (slot::KEYS + 8, at!(low_keys)),
+    (slot::HOST_BASE, at!(host_base)),
 ];
 
 /// What the context gets from the frame.
@@ -311,7 +329,9 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     }
     e.ret();
 
-    let slow = call_out(e, callees.slow);
+    let slow = e.here();
+    refill(e);
+    call_out(e, callees.slow);
     let time_stamp = call_out(e, callees.time_stamp);
 
     let repin = e.here();
@@ -332,6 +352,64 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.mov_imm64(T, u64::MAX);
     e.ret();
     Stubs { enter, exit, slow, time_stamp, far, repin }
+}
+
+/// The beginning of the slow path: brings an entry back from the TLB's second level and returns, or goes on behind.
+fn refill(e: &mut Emitter) {
+    const USED: [u8; 3] = [reg::RAX, reg::RCX, reg::RDX];
+    const BELOW: i32 = 32;
+    for r in USED {
+        e.push(r);
+    }
+    e.mov32(reg::RAX, S);
+    e.alu_imm_sized(Alu::And, 4, reg::RAX, 0xfff);
+    e.two_byte(4, 0xb7, reg::RDX, RegMem::Reg(T)); // the size, by MOVZX
+    e.alu(Alu::Add, reg::RAX, reg::RDX);
+    e.alu_imm(Alu::Cmp, reg::RAX, 4096);
+    let crosses = e.jcc(cc::A);
+    // -1 in the upper half of the address space, 0 in the lower one.
+    e.mov(reg::RAX, S);
+    e.shift(7, reg::RAX, 63);
+    e.lea_index(reg::RCX, Some(reg::RSP), reg::RAX, 3, 0);
+    e.load(reg::RCX, reg::RCX, BELOW + slot::KEYS + 8);
+    e.mov(reg::RDX, S);
+    e.alu_imm(Alu::And, reg::RDX, -4096);
+    e.alu(Alu::Add, reg::RCX, reg::RDX);
+    e.mov_imm64(reg::RAX, SecondLevel::HASH);
+    e.two_byte(8, 0xaf, reg::RAX, RegMem::Reg(reg::RCX)); // IMUL
+    e.shift(5, reg::RAX, 64 - SecondLevel::BITS as u8);
+    e.shift(4, reg::RAX, 4);
+    e.alu_mem(Alu::Add, reg::RAX, reg::RSP, BELOW + slot::SECOND);
+    e.alu_mem(Alu::Cmp, reg::RCX, reg::RAX, 0);
+    let unknown = e.jcc(cc::NE);
+    e.load(reg::RAX, reg::RAX, 8);
+    e.test_imm_sized(4, T, 1 << 16);
+    let reads = e.jcc(cc::E);
+    e.test_imm_sized(1, reg::RAX, 1);
+    let may_not_store = e.jcc(cc::E);
+    e.fill(reads);
+    // RDX is the page; no page that is looked for here has the tag of its neighbour.
+    e.tlb_entry(reg::RCX, S, BELOW + slot::TLB);
+    e.store(reg::RCX, 0, reg::RDX);
+    e.test_imm_sized(1, reg::RAX, 1);
+    let may_store = e.jcc(cc::NE);
+    e.alu_imm(Alu::Xor, reg::RDX, 1 << 12);
+    e.fill(may_store);
+    e.store(reg::RCX, TLB_WRITE, reg::RDX);
+    e.alu_imm(Alu::And, reg::RAX, -4096);
+    e.store(reg::RCX, TLB_RAM, reg::RAX);
+    e.alu_mem(Alu::Add, reg::RAX, reg::RSP, BELOW + slot::HOST_BASE);
+    e.store(reg::RCX, TLB_HOST, reg::RAX);
+    e.alu_imm(Alu::And, S, 0xfff);
+    e.alu(Alu::Add, S, reg::RAX);
+    for r in USED.into_iter().rev() {
+        e.pop(r);
+    }
+    e.ret();
+    [crosses, unknown, may_not_store].into_iter().for_each(|hole| e.fill(hole));
+    for r in USED.into_iter().rev() {
+        e.pop(r);
+    }
 }
 
 /// A stub that calls a function with everything saved that is in registers.

@@ -13,6 +13,8 @@ use crate::translate::{Cold, Exit, FlagState, Gen};
 pub(crate) const TLB_HOST: i32 = 24;
 /// Offset of the tag that allows stores.
 pub(crate) const TLB_WRITE: i32 = 8;
+/// Offset of the RAM address.
+pub(crate) const TLB_RAM: i32 = 16;
 
 /// Offset of the tag that allows an access.
 pub(crate) fn tlb_tag(access: Access) -> i32 {

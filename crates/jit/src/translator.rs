@@ -15,7 +15,7 @@ use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
 use crate::translate::{Exit, Gen, Place, Site};
 
 /// Host code that is held before everything is dropped.
-const CACHE_BYTES: usize = 64 << 20;
+const CACHE_BYTES: usize = 256 << 20;
 /// The longest translation: some instructions of a trace take 200 bytes and more with their exits.
 pub(crate) const TRANSLATION_BYTES_MAX: usize = 64 << 10;
 const PAGE_BYTES: usize = 4096;
@@ -343,6 +343,11 @@ impl Engine for Translator {
             self.context.page = rip & !0xfff;
             self.context.context = cpu.code_context(rip);
             self.context.tlb = cpu.tlb_entries() as u64;
+            let second = cpu.second_level();
+            self.context.second = second.entries as u64;
+            self.context.high_keys = second.high_keys;
+            self.context.low_keys = second.low_keys;
+            self.context.host_base = second.host_base;
             self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
             self.context.cpu = (&raw mut *cpu).cast();
             self.context.env = (&raw mut *env).cast();
