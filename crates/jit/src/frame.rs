@@ -44,8 +44,10 @@ pub(crate) mod slot {
     /// Linear address of the pinned page, and the distance from there to its host address.
     pub(crate) const PIN_PAGE: i32 = 56;
     pub(crate) const PIN_DELTA: i32 = 64;
+    /// The context and the page of the running code, in one word: `Translator::key_of`.
+    pub(crate) const KEY: i32 = 72;
     /// The distances of groups of accesses.
-    pub(crate) const GROUPS: i32 = 72;
+    pub(crate) const GROUPS: i32 = 80;
     pub(crate) const FS: i32 = GROUPS + 8 * crate::plan::GROUPS as i32;
     pub(crate) const GS: i32 = FS + 8;
     /// `cpu::SecondLevel`: its entries, what its keys have in the upper and in the lower half, and the host's RAM.
@@ -89,6 +91,7 @@ pub(crate) struct Context {
     pub(crate) tlb: u64,
     pub(crate) jumps: u64,
     pub(crate) context: u64,
+    pub(crate) key: u64,
     pub(crate) fs: u64,
     pub(crate) gs: u64,
     pub(crate) xmm: u64,
@@ -125,6 +128,7 @@ impl Context {
             tlb: 0,
             jumps: 0,
             context: 0,
+            key: 0,
             fs: 0,
             gs: 0,
             xmm: 0,
@@ -159,11 +163,12 @@ macro_rules! at {
 pub(crate) use at;
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 16] = [
+const COPIED: [(i32, i32); 17] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
     (slot::JUMPS, at!(jumps)),
     (slot::CONTEXT, at!(context)),
+    (slot::KEY, at!(key)),
     (slot::FS, at!(fs)),
     (slot::GS, at!(gs)),
     (slot::XMM, at!(xmm)),
@@ -179,7 +184,8 @@ const COPIED: [(i32, i32); 16] = [
 ];
 
 /// What the context gets from the frame.
-const LEFT: [(i32, i32); 6] = [
+const LEFT: [(i32, i32); 7] = [
+    (slot::KEY, at!(key)),
     (slot::PAGE, at!(page)),
     (slot::RFLAGS, at!(rflags)),
     (slot::SITE, at!(site)),
@@ -202,6 +208,8 @@ pub(crate) struct Stubs {
     pub(crate) time_stamp: u64,
     /// Jumped to with a linear address in T: goes on there if the jump table knows it, or leaves.
     pub(crate) far: u64,
+    /// Leaves, with a linear address in T to go on at.
+    pub(crate) leave_far: u64,
     /// Called with a linear address in S. Pins its page if the TLB says that it may be stored to; then T is the place
     /// on it, and otherwise beyond any page. Clobbers S and RFLAGS.
     pub(crate) repin: u64,
@@ -217,7 +225,8 @@ pub(crate) struct Jump {
     pub(crate) linear: u64,
     pub(crate) context: u64,
     pub(crate) code: u64,
-    pub(crate) page: u64,
+    /// What [`slot::KEY`] becomes.
+    pub(crate) key: u64,
 }
 
 /// Where in the table a linear address is.
@@ -294,11 +303,15 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.alu_mem(Alu::Cmp, T, S, 8);
     let other_context = e.jcc(cc::NE);
     e.load(T, S, 24);
+    e.store(reg::RSP, slot::KEY, T);
+    e.load(T, S, 0);
+    e.alu_imm(Alu::And, T, -4096);
     e.store(reg::RSP, slot::PAGE, T);
     e.jmp_mem(S, 16);
     e.fill(other_context);
     e.load(T, S, 0);
     e.fill(other_address);
+    let leave_far = e.here();
     e.store(reg::RSP, slot::TARGET, T);
 
     let exit = e.here();
@@ -351,7 +364,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.fill(unknown);
     e.mov_imm64(T, u64::MAX);
     e.ret();
-    Stubs { enter, exit, slow, time_stamp, far, repin }
+    Stubs { enter, exit, slow, time_stamp, far, leave_far, repin }
 }
 
 /// The beginning of the slow path: brings an entry back from the TLB's second level and returns, or goes on behind.

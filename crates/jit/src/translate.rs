@@ -35,12 +35,33 @@ pub(crate) enum Exit {
     Link { target: u16, patch: u32, plain: bool },
     /// Goes on at this distance from the page.
     Goto { target: i64 },
-    /// A branch to this distance from the page was done.
-    Branch { target: i64 },
+    /// Goes on at this distance from the page, which is on another one.
+    Cross(Crossing),
     /// A branch to the address in the frame was done; to undo it, add this to RSP.
     Indirect { rsp: i64 },
     /// The translation has been dropped.
     Dropped,
+}
+
+/// A jump to another page, which the translator can make lead there for one [`slot::KEY`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crossing {
+    /// Distance from the page.
+    pub(crate) target: i32,
+    /// It is a branch that was done.
+    pub(crate) is_branch: bool,
+    /// Where in the cache are: the key that is compared, the distance of the jump, and the distance of the jump that
+    /// is taken under other keys.
+    pub(crate) key_at: u32,
+    pub(crate) jump_at: u32,
+    pub(crate) other_at: u32,
+}
+
+impl Crossing {
+    /// Pages that it goes up.
+    pub(crate) fn pages(self) -> i32 {
+        self.target >> 12
+    }
 }
 
 /// How to compute the flags again.
@@ -173,7 +194,7 @@ impl<'a> Gen<'a> {
             End::Branch => {}
             End::At(at) => {
                 self.settle_flags();
-                self.go_on_at(u64::from(at), at, Exit::Goto { target: i64::from(at) });
+                self.go_on_at(u64::from(at), at, false);
             }
             End::Straddles(at) => {
                 // What the next page holds depends on where this one is mapped, and only such jumps know that.
@@ -259,23 +280,47 @@ impl<'a> Gen<'a> {
 
     /// Goes on at a distance from the page, after the branch at `at`. The flags are at home.
     fn branch_to(&mut self, target: u64, at: u16) {
-        self.go_on_at(target, at, Exit::Branch { target: target as i64 });
+        self.go_on_at(target, at, true);
     }
 
-    /// Goes on at a distance from the page; leaves with `exit` if that is on another page without a
-    /// translation.
-    fn go_on_at(&mut self, target: u64, at: u16, exit: Exit) {
+    /// Goes on at a distance from the page, after the instruction at `at` if that is a branch.
+    fn go_on_at(&mut self, target: u64, at: u16, is_branch: bool) {
         match page_place(target) {
             Some(place) if place == self.place.start && !self.plain => {
                 let head = self.e.base;
                 self.e.jmp_to(head);
             }
             Some(place) => self.link(at, place, false),
-            None => {
-                self.page_address(T, target);
-                self.far(at, exit);
-            }
+            None => self.cross(target, at, is_branch),
         }
+    }
+
+    /// Goes on at a distance from the page, on another one. Until the translator links it, it leaves; then it leads there
+    /// as long as page and context are the same, and under others looks into the jump table.
+    fn cross(&mut self, target: u64, at: u16, is_branch: bool) {
+        let distance = i32::try_from(target as i64).expect("checked when the trace was read");
+        self.e.mov_imm64(T, 0);
+        let key_at = self.place.offset + self.e.bytes.len() as u32 - 8;
+        self.e.alu_mem(Alu::Cmp, T, reg::RSP, slot::KEY);
+        let other_key = self.e.jcc(cc::NE);
+        self.e.add_imm_mem(reg::RSP, slot::KEY, distance >> 12);
+        self.e.add_imm_mem(reg::RSP, slot::PAGE, distance & !0xfff);
+        let jump = self.e.jmp();
+        self.e.fill(jump);
+        self.e.fill(other_key);
+        self.page_address(T, target);
+        // What the site says of the last jump is not known before it is emitted.
+        let site = self.site(at, 0, Exit::Dropped);
+        self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
+        let other = self.e.jmp();
+        self.e.fill_to(other, self.stubs.leave_far);
+        self.sites[site as usize].exit = Exit::Cross(Crossing {
+            target: distance,
+            is_branch,
+            key_at,
+            jump_at: self.place.offset + jump.0 as u32,
+            other_at: self.place.offset + other.0 as u32,
+        });
     }
 
     /// Goes on at another place on the page, by a jump that is made to lead there the first time.

@@ -12,13 +12,15 @@ use crate::emit::Emitter;
 use crate::frame::{Callees, Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
 use crate::probe::host_agrees;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
-use crate::translate::{Exit, Gen, Place, Site};
+use crate::translate::{Crossing, Exit, Gen, Place, Site};
 
 /// Host code that is held before everything is dropped.
 const CACHE_BYTES: usize = 256 << 20;
 /// The longest translation: some instructions of a trace take 200 bytes and more with their exits.
 pub(crate) const TRANSLATION_BYTES_MAX: usize = 64 << 10;
 const PAGE_BYTES: usize = 4096;
+/// Bits of a page's number in a key: linear addresses have 48 bits.
+const KEY_PAGE_BITS: u32 = 36;
 /// A budget that is as good as none.
 const BUDGET_MAX: u64 = 1 << 48;
 /// Marks a plain translation beside the bits of [`CodePlace::meaning`].
@@ -52,6 +54,13 @@ pub struct Translator {
     pages: FxHashMap<u64, Vec<Key>>,
     jumps: Box<[Jump; JUMPS]>,
     context: Box<Context>,
+    /// By what of a context does not change with time: its present value and its number.
+    contexts: FxHashMap<u32, (u64, u64)>,
+    contexts_so_far: u64,
+    /// The last one that was looked for.
+    last_context: (u64, u64),
+    /// By the context's number: the jumps between pages that were linked in it.
+    crossings: FxHashMap<u64, Vec<Crossing>>,
     /// How often all were dropped.
     clears: u64,
     translations: u64,
@@ -95,7 +104,7 @@ struct Block {
 // they were made from.
 unsafe impl Send for Translator {}
 
-const NO_JUMP: Jump = Jump { linear: u64::MAX, context: u64::MAX, code: 0, page: 0 };
+const NO_JUMP: Jump = Jump { linear: u64::MAX, context: u64::MAX, code: 0, key: 0 };
 
 impl Translator {
     /// A translator without translations.
@@ -132,6 +141,10 @@ impl Translator {
             pages: FxHashMap::default(),
             jumps: jumps.try_into().ok().expect("the length is the array's"),
             context: Box::new(Context::new()),
+            contexts: FxHashMap::default(),
+            contexts_so_far: 0,
+            last_context: (u64::MAX, 0),
+            crossings: FxHashMap::default(),
             clears: 0,
             translations: 0,
             translated_bytes: 0,
@@ -154,6 +167,7 @@ impl Translator {
         self.sites.clear();
         self.blocks.clear();
         self.pages.clear();
+        self.crossings.clear();
         self.jumps.fill(NO_JUMP);
         self.clears += 1;
     }
@@ -167,8 +181,49 @@ impl Translator {
         let code = if block.straddles { self.straddler(cpu, mem, place, linear)? } else { near };
         // Walking the tables for a fetch may have changed what holds.
         let context = cpu.code_context(linear);
-        self.jumps[jump_index(linear)] = Jump { linear, context, code, page: linear & !0xfff };
+        let key = self.key_of(context, linear);
+        self.jumps[jump_index(linear)] = Jump { linear, context, code, key };
         Some((code, near))
+    }
+
+    /// A number for a page and the context in which it holds code, in which jumps from that page to others may be
+    /// linked: the page's number, and above it the context's, which is never used again once it is over.
+    fn key_of(&mut self, context: u64, linear: u64) -> u64 {
+        if self.last_context.0 != context {
+            let place = (context >> 32) as u32;
+            let number = match self.contexts.get(&place) {
+                Some((known, number)) if *known == context => *number,
+                old => {
+                    if let Some((_, number)) = old {
+                        self.unlink(*number);
+                    }
+                    self.contexts_so_far += 1;
+                    self.contexts.insert(place, (context, self.contexts_so_far));
+                    self.contexts_so_far
+                }
+            };
+            self.last_context = (context, number);
+        }
+        self.last_context.1 << KEY_PAGE_BITS | linear >> 12 & ((1 << KEY_PAGE_BITS) - 1)
+    }
+
+    /// Makes all jumps between pages leave that were linked in a context that is over.
+    fn unlink(&mut self, context: u64) {
+        for crossing in self.crossings.remove(&context).unwrap_or_default() {
+            self.memory.write(crossing.key_at as usize, &0u64.to_le_bytes());
+            self.link(crossing.other_at, self.stubs.leave_far);
+        }
+    }
+
+    /// Makes a jump between pages lead to `code` under the key `from`, if the key `to` is then what follows.
+    fn link_crossing(&mut self, crossing: Crossing, from: u64, to: u64, code: u64) {
+        if from.wrapping_add_signed(i64::from(crossing.pages())) != to {
+            return;
+        }
+        self.memory.write(crossing.key_at as usize, &from.to_le_bytes());
+        self.link(crossing.jump_at, code);
+        self.link(crossing.other_at, self.stubs.far);
+        self.crossings.entry(from >> KEY_PAGE_BITS).or_default().push(crossing);
     }
 
     /// What a jump between pages found at a linear address before.
@@ -254,12 +309,21 @@ impl Translator {
         self.links += 1;
     }
 
-    /// Makes the translation at an offset of the cache leave as soon as it is entered.
+    /// Makes the translation at an offset of the cache leave as soon as it is entered. Its first instruction is all
+    /// that changes: jumps further on may still be linked and unlinked.
     fn seal(&mut self, offset: usize, start: u16) {
+        if self.memory.len() - self.used < TRANSLATION_BYTES_MAX {
+            return self.clear();
+        }
         self.sites.push(Site { at: start, undo: 0, exit: Exit::Dropped });
-        let mut emitter = Emitter::new(self.memory.base() + offset as u64);
+        let exit = self.memory.base() + self.used as u64;
+        let mut emitter = Emitter::new(exit);
         emitter.leave(self.sites.len() as u32 - 1, self.stubs.exit);
-        self.memory.write(offset, &emitter.bytes);
+        self.memory.write(self.used, &emitter.bytes);
+        self.used = (self.used + emitter.bytes.len()).next_multiple_of(16);
+        let mut jump = Emitter::new(self.memory.base() + offset as u64);
+        jump.jmp_to(exit);
+        self.memory.write(offset, &jump.bytes);
     }
 
     fn enter(&mut self, code: u64) {
@@ -302,6 +366,8 @@ impl Engine for Translator {
         // The jump that led here and can be made to lead on without leaving.
         let mut patch = None;
         let mut plain = false;
+        // The same for a jump between pages, with the key under which it was made.
+        let mut crossing = None;
         let mut pinned_in = None;
         let next = loop {
             // Looking for the next code may set Accessed, so its instruction has to be within the budget.
@@ -331,6 +397,13 @@ impl Engine for Translator {
             {
                 self.link(at, near);
             }
+            let key = self.key_of(cpu.code_context(rip), rip);
+            if let Some((crossing, from)) = crossing.take()
+                && clears == self.clears
+            {
+                self.link_crossing(crossing, from, key, code);
+            }
+            self.context.key = key;
             if pinned_in != Some(cpu.tlb_state()) {
                 // Without a page to pin there are no groups, and the interpreter will find one.
                 let Some((page, host)) = cpu.writable_page(self.context.gpr[4]) else {
@@ -367,13 +440,14 @@ impl Engine for Translator {
                     plain = to_plain;
                 }
                 Exit::Goto { target } => rip = page.wrapping_add_signed(target),
-                Exit::Branch { target } => {
-                    let target = page.wrapping_add_signed(target);
-                    if !is_canonical(target) {
+                Exit::Cross(jump) => {
+                    let target = page.wrapping_add_signed(i64::from(jump.target));
+                    if jump.is_branch && !is_canonical(target) {
                         self.context.budget += 1;
                         break Next::Instruction;
                     }
                     rip = target;
+                    crossing = Some((jump, self.context.key));
                 }
                 Exit::Indirect { rsp } => {
                     if !is_canonical(self.context.target) {
