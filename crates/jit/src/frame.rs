@@ -48,7 +48,13 @@ pub(crate) mod slot {
     pub(crate) const KEY: i32 = 72;
     /// The distances of groups of accesses.
     pub(crate) const GROUPS: i32 = 80;
-    pub(crate) const FS: i32 = GROUPS + 8 * crate::plan::GROUPS as i32;
+    /// The cells of a loop, three words each: a page's linear address, its host address, and the distance between them.
+    pub(crate) const CELLS: i32 = GROUPS + 8 * crate::plan::GROUPS as i32;
+    /// Goes up to 0 with the accesses that a cell did not serve since the loop was entered.
+    pub(crate) const MISSES: i32 = CELLS + 24 * crate::memory::CELLS_MAX as i32;
+    /// The budget when the loop was entered.
+    pub(crate) const ENTERED: i32 = MISSES + 8;
+    pub(crate) const FS: i32 = ENTERED + 8;
     pub(crate) const GS: i32 = FS + 8;
     /// `cpu::SecondLevel`: its entries, what its keys have in the upper and in the lower half, and the host's RAM.
     pub(crate) const SECOND: i32 = GS + 8;
@@ -112,6 +118,8 @@ pub(crate) struct Context {
     pub(crate) tsc_aux: u64,
     /// Steps that [`cpu::Engine::run`] was given.
     pub(crate) whole_budget: u64,
+    /// The budget with which the last loop was entered.
+    pub(crate) entered: u64,
     /// For the slow path: the CPU and its environment, while translated code runs.
     pub(crate) cpu: *mut (),
     pub(crate) env: *mut (),
@@ -147,6 +155,7 @@ impl Context {
             selectors: [0; 6],
             tsc_aux: 0,
             whole_budget: 0,
+            entered: 0,
             cpu: std::ptr::null_mut(),
             env: std::ptr::null_mut(),
             slow_calls: 0,
@@ -184,7 +193,8 @@ const COPIED: [(i32, i32); 17] = [
 ];
 
 /// What the context gets from the frame.
-const LEFT: [(i32, i32); 7] = [
+const LEFT: [(i32, i32); 8] = [
+    (slot::ENTERED, at!(entered)),
     (slot::KEY, at!(key)),
     (slot::PAGE, at!(page)),
     (slot::RFLAGS, at!(rflags)),
@@ -213,6 +223,9 @@ pub(crate) struct Stubs {
     /// Called with a linear address in S. Pins its page if the TLB says that it may be stored to; then T is the place
     /// on it, and otherwise beyond any page. Clobbers S and RFLAGS.
     pub(crate) repin: u64,
+    /// Called with a linear address in S and a cell's place in the frame in T, for a load and for a store. If the TLB
+    /// knows the page, the cell does then, T is 1 and S the place on the page; otherwise T is 0. Clobbers RFLAGS.
+    pub(crate) fill_cell: [u64; 2],
 }
 
 /// Entries of a jump table.
@@ -364,7 +377,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.fill(unknown);
     e.mov_imm64(T, u64::MAX);
     e.ret();
-    Stubs { enter, exit, slow, time_stamp, far, leave_far, repin }
+    let fill_cell = [0, TLB_WRITE].map(|tag| fill_cell(e, tag));
+    Stubs { enter, exit, slow, time_stamp, far, leave_far, repin, fill_cell }
 }
 
 /// The beginning of the slow path: brings an entry back from the TLB's second level and returns, or goes on behind.
@@ -423,6 +437,35 @@ fn refill(e: &mut Emitter) {
     for r in USED.into_iter().rev() {
         e.pop(r);
     }
+}
+
+fn fill_cell(e: &mut Emitter, tag: i32) -> u64 {
+    let start = e.here();
+    const BELOW: i32 = 24;
+    e.push(reg::RAX);
+    e.push(reg::RCX);
+    e.tlb_entry(reg::RAX, S, BELOW + slot::TLB);
+    e.mov(reg::RCX, S);
+    e.alu_mem(Alu::Sub, reg::RCX, reg::RAX, tag);
+    e.alu_imm(Alu::Cmp, reg::RCX, 4095);
+    let unknown = e.jcc(cc::A);
+    e.alu(Alu::Sub, S, reg::RCX); // the page
+    e.lea_index(T, Some(reg::RSP), T, 0, BELOW);
+    e.store(T, 0, S);
+    e.load(reg::RAX, reg::RAX, TLB_HOST);
+    e.store(T, 8, reg::RAX);
+    e.alu(Alu::Sub, reg::RAX, S);
+    e.store(T, 16, reg::RAX);
+    e.mov(S, reg::RCX);
+    e.mov_imm32(T, 1);
+    let done = e.jmp();
+    e.fill(unknown);
+    e.mov_imm32(T, 0);
+    e.fill(done);
+    e.pop(reg::RCX);
+    e.pop(reg::RAX);
+    e.ret();
+    start
 }
 
 /// A stub that calls a function with everything saved that is in registers.

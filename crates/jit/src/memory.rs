@@ -7,7 +7,7 @@ use crate::emit::{Alu, Hole, RegMem, cc, reg};
 use crate::frame::{Home, S, T, home, slot};
 use crate::plan::{Check, Group};
 use crate::scan::Access;
-use crate::translate::{Cold, Exit, FlagState, Gen};
+use crate::translate::{Cold, Exit, FlagState, Flavour, Gen};
 
 /// Offset of the host address in an entry of `Cpu::tlb_entries`.
 pub(crate) const TLB_HOST: i32 = 24;
@@ -19,6 +19,35 @@ pub(crate) const TLB_RAM: i32 = 16;
 /// Offset of the tag that allows an access.
 pub(crate) fn tlb_tag(access: Access) -> i32 {
     if access.write { TLB_WRITE } else { 0 }
+}
+
+/// Accesses of a loop that have a cell.
+pub(crate) const CELLS_MAX: usize = 12;
+/// Misses of one run of a loop after which the translator has a look.
+const MISSES_MAX: i32 = 64;
+
+/// An access that its cell did not serve.
+pub(crate) struct Miss {
+    hole: Hole,
+    /// Where to go on with the place on the page in S, and with what the main path has there afterwards.
+    back: u64,
+    done: u64,
+    cell: i32,
+    access: Access,
+    span: i32,
+    flags: FlagState,
+    index: usize,
+    after: AfterMiss,
+}
+
+/// How an access goes on that the TLB does not serve, either.
+enum AfterMiss {
+    /// In the plain translation: it speaks for others.
+    Plain,
+    /// By the slow path, with the host address in S.
+    Host,
+    /// By the slow path, with the distance to the host in S; the address is a register's value and this.
+    Distance(u8, i32),
 }
 
 /// The linear address of an access.
@@ -46,6 +75,21 @@ impl Address<'_> {
             Home::Slot(_) => None,
         }
     }
+
+    fn has_segment_base(self) -> bool {
+        match self {
+            Address::Operand(ins) => {
+                matches!(ins.memory_segment(), Register::FS | Register::GS)
+            }
+            Address::Near(..) => false,
+        }
+    }
+}
+
+/// Words of a cell behind the first, which is the page's linear address.
+mod slot_in_cell {
+    pub(super) const HOST: i32 = 8;
+    pub(super) const DISTANCE: i32 = 16;
 }
 
 fn slot_of(group: Group) -> i32 {
@@ -77,11 +121,7 @@ impl Gen<'_> {
         check: Check,
     ) -> RegMem {
         match check {
-            Check::Alone => {
-                self.linear(address, S, 0);
-                self.check(index, access);
-                return RegMem::Mem(S, 0);
-            }
+            Check::Alone => return self.alone(index, address, access),
             Check::Leader { group: Group::Stack, from, span } => {
                 self.native = false;
                 self.linear(address, T, from);
@@ -93,10 +133,15 @@ impl Gen<'_> {
             }
             Check::Leader { group, from, span } => {
                 self.linear(address, S, from);
-                let hole = self.look_up(access, span);
-                self.cold.push(Cold::Plain { hole, flags: self.flags, index });
-                self.e.load(S, T, TLB_HOST);
-                self.e.alu_mem(Alu::Sub, S, T, tlb_tag(access));
+                if let Some(cell) = self.new_cell() {
+                    let after = AfterMiss::Plain;
+                    self.look_into_cell(index, cell, access, span, after, slot_in_cell::DISTANCE);
+                } else {
+                    let hole = self.look_up(access, span);
+                    self.cold.push(Cold::Plain { hole, flags: self.flags, index });
+                    self.e.load(S, T, TLB_HOST);
+                    self.e.alu_mem(Alu::Sub, S, T, tlb_tag(access));
+                }
                 self.e.store(reg::RSP, slot_of(group), S);
                 self.held = Some(group);
             }
@@ -108,6 +153,135 @@ impl Gen<'_> {
             }
             Check::Alone => unreachable!("returned above"),
         }
+    }
+
+    /// An access that is checked by itself.
+    fn alone(&mut self, index: usize, address: Address<'_>, access: Access) -> RegMem {
+        let near = address.base().filter(|_| !access.aligned && !address.has_segment_base());
+        self.linear(address, S, 0);
+        let Some(cell) = self.new_cell() else {
+            self.check(index, access);
+            return RegMem::Mem(S, 0);
+        };
+        if access.aligned {
+            self.leave_unless_aligned(index, S);
+        }
+        let span = access.bytes as i32;
+        if let Some((base, distance)) = near {
+            let after = AfterMiss::Distance(base, distance);
+            self.look_into_cell(index, cell, access, span, after, slot_in_cell::DISTANCE);
+            return RegMem::Sum(base, S, distance);
+        }
+        self.look_into_cell(index, cell, access, span, AfterMiss::Host, slot_in_cell::HOST);
+        RegMem::Mem(S, 0)
+    }
+
+    /// A cell of its own for an access of a loop, as long as there are any: its place in the frame.
+    fn new_cell(&mut self) -> Option<i32> {
+        (self.cells < self.cells_ready).then(|| {
+            self.cells += 1;
+            slot::CELLS + 24 * (self.cells as i32 - 1)
+        })
+    }
+
+    /// S = what `wanted` of the cell says for `span` bytes at the linear address in S: the distance to the host, or with
+    /// the place on the page the host address. Uses T and RFLAGS.
+    fn look_into_cell(
+        &mut self,
+        index: usize,
+        cell: i32,
+        access: Access,
+        span: i32,
+        after: AfterMiss,
+        wanted: i32,
+    ) {
+        self.native = false;
+        self.held = None;
+        self.e.alu_mem(Alu::Sub, S, reg::RSP, cell);
+        self.e.alu_imm(Alu::Cmp, S, 4096 - span);
+        let hole = self.e.jcc(cc::A);
+        let back = self.e.here();
+        if wanted == slot_in_cell::HOST {
+            self.e.alu_mem(Alu::Add, S, reg::RSP, cell + wanted);
+        } else {
+            self.e.load(S, reg::RSP, cell + wanted);
+        }
+        let done = self.e.here();
+        let flags = self.flags;
+        let miss = Miss { hole, back, done, cell, access, span, flags, index, after };
+        self.cold.push(Cold::Miss(miss));
+    }
+
+    /// Has the cell filled and tries again; then goes on as without a cell.
+    pub(crate) fn miss(&mut self, miss: Miss) {
+        let Miss { hole, back, done, cell, access, span, flags, index, after } = miss;
+        self.e.fill(hole);
+        self.e.alu_mem(Alu::Add, S, reg::RSP, cell);
+        self.e.add_imm_mem(reg::RSP, slot::MISSES, 1);
+        let too_many = self.e.jcc(cc::E);
+        self.e.mov_imm32(T, cell as u32);
+        self.e.call_to(self.stubs.fill_cell[usize::from(access.write)]);
+        self.e.test(T, T);
+        let unknown = self.e.jcc(cc::E);
+        self.e.alu_imm(Alu::Cmp, S, 4096 - span);
+        let filled = self.e.jcc(cc::BE);
+        self.e.fill_to(filled, back);
+        self.e.alu_mem(Alu::Add, S, reg::RSP, cell);
+        self.e.fill(unknown);
+        let (at, undo) = (self.trace.insns[index].at, self.undo(index));
+        if let AfterMiss::Plain = after {
+            self.go_plain(flags, index);
+        } else {
+            self.e.mov_imm32(T, access.bytes | u32::from(access.write) << 16);
+            self.e.call_to(self.stubs.slow);
+            self.e.test(S, S);
+            let refused = self.e.jcc(cc::E);
+            if let AfterMiss::Distance(base, distance) = after {
+                self.e.lea(T, base, distance);
+                self.e.alu(Alu::Sub, S, T);
+            }
+            self.e.jmp_to(done);
+            self.e.fill(refused);
+            let site = self.site(at, undo, Exit::Interpret);
+            self.leave_with(flags, site);
+        }
+        self.e.fill(too_many);
+        let site = self.site(at, undo, Exit::Misses { steps_a_round: self.steps });
+        self.leave_with(flags, site);
+    }
+
+    /// What is done before the first round of a loop.
+    pub(crate) fn enter_loop(&mut self) {
+        self.e.store(reg::RSP, slot::ENTERED, reg::R15);
+        if self.flavour != Flavour::Loop {
+            return;
+        }
+        self.cells_ready = self.wanted_cells();
+        // The pin is a page that may be accessed in any way, so it does for the start.
+        self.e.store_imm64(reg::RSP, slot::MISSES, -MISSES_MAX);
+        self.e.load(S, reg::RSP, slot::PIN_PAGE);
+        self.e.load(T, reg::RSP, slot::PIN_DELTA);
+        let cells = (0..self.cells_ready as i32).map(|number| slot::CELLS + 24 * number);
+        for cell in cells.clone() {
+            self.e.store(reg::RSP, cell, S);
+            self.e.store(reg::RSP, cell + slot_in_cell::DISTANCE, T);
+        }
+        self.e.lea_index(T, Some(T), S, 0, 0);
+        for cell in cells {
+            self.e.store(reg::RSP, cell + slot_in_cell::HOST, T);
+        }
+    }
+
+    /// How many accesses of the trace have somebody's page to check, as far as there are cells.
+    fn wanted_cells(&self) -> usize {
+        let is_checked = |check: &Check| {
+            !matches!(check, Check::Follower(_) | Check::Leader { group: Group::Stack, .. })
+        };
+        let accesses = self.trace.insns.iter().zip(&self.checks);
+        let wanted = accesses
+            .filter(|(insn, checks)| insn.access.is_some() && is_checked(&checks.operand))
+            .count();
+        wanted.min(CELLS_MAX)
     }
 
     /// Where an access is whose page has been checked.

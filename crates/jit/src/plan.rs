@@ -288,3 +288,78 @@ impl Planner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scan::{TRACE_MAX, scan};
+
+    /// The checks of a piece of code: of operands, and of what is pushed and popped.
+    fn checks(code: &[u8]) -> (Vec<Check>, Vec<Check>) {
+        let mut page = [0xf4; 4096];
+        page[..code.len()].copy_from_slice(code);
+        let checks = plan(&scan(&page, 0, 0, TRACE_MAX).insns);
+        checks.into_iter().map(|checks| (checks.operand, checks.stack)).unzip()
+    }
+
+    const FIRST: Group = Group::Slot(0);
+
+    #[test]
+    fn pushes_and_pops_are_checked_together() {
+        // push rbx; push rbp; mov rbp,rsp; mov rax,[rbp+8]; pop rbp; pop rbx
+        let (operands, stack) =
+            checks(&[0x53, 0x55, 0x48, 0x89, 0xe5, 0x48, 0x8b, 0x45, 8, 0x5d, 0x5b]);
+        let follower = Check::Follower(Group::Stack);
+        let leader = Check::Leader { group: Group::Stack, from: -8, span: 16 };
+        assert_eq!(stack[..2], [leader, follower]);
+        assert_eq!(operands[3], follower, "RBP is RSP at a distance");
+        assert_eq!(stack[4..], [follower, follower]);
+    }
+
+    #[test]
+    fn fields_of_a_structure_are_checked_together() {
+        // mov rax,[rdi+16]; mov rcx,[rdi]; mov edx,[rdi+24]
+        let (operands, _) = checks(&[0x48, 0x8b, 0x47, 16, 0x48, 0x8b, 0x0f, 0x8b, 0x57, 24]);
+        let leader = Check::Leader { group: FIRST, from: -16, span: 28 };
+        assert_eq!(operands, [leader, Check::Follower(FIRST), Check::Follower(FIRST)]);
+    }
+
+    #[test]
+    fn a_store_never_follows_a_load() {
+        // mov rax,[rdi]; mov [rdi+8],rax; mov rcx,[rdi+16]
+        let (operands, _) = checks(&[0x48, 0x8b, 0x07, 0x48, 0x89, 0x47, 8, 0x48, 0x8b, 0x4f, 16]);
+        let leader = Check::Leader { group: FIRST, from: 0, span: 16 };
+        assert_eq!(operands, [Check::Alone, leader, Check::Follower(FIRST)]);
+    }
+
+    #[test]
+    fn a_register_that_was_written_or_is_too_far_away_begins_anew() {
+        // mov rax,[rdi]; mov rdi,rax; mov rcx,[rdi]
+        let (operands, _) = checks(&[0x48, 0x8b, 0x07, 0x48, 0x89, 0xc7, 0x48, 0x8b, 0x0f]);
+        assert_eq!([operands[0], operands[2]], [Check::Alone; 2]);
+        // mov rax,[rdi]; mov rcx,[rdi+0x1000]
+        let (operands, _) = checks(&[0x48, 0x8b, 0x07, 0x48, 0x8b, 0x8f, 0, 0x10, 0, 0]);
+        assert_eq!(operands, [Check::Alone; 2]);
+    }
+
+    #[test]
+    fn a_register_that_moves_by_a_constant_stays_in_its_group() {
+        // mov rax,[rdi+rsi*8]; add rdi,8; inc rsi; mov rcx,[rdi+rsi*8-4]
+        let (operands, _) = checks(&[
+            0x48, 0x8b, 0x04, 0xf7, 0x48, 0x83, 0xc7, 8, 0x48, 0xff, 0xc6, 0x48, 0x8b, 0x4c, 0xf7,
+            0xfc,
+        ]);
+        let leader = Check::Leader { group: FIRST, from: 0, span: 20 };
+        assert_eq!([operands[0], operands[3]], [leader, Check::Follower(FIRST)]);
+    }
+
+    #[test]
+    fn what_was_near_the_old_stack_pointer_is_no_longer_served_by_the_pin() {
+        // push rbx; mov rbp,rsp; mov rsp,rax; push rbx; mov rcx,[rbp]
+        let (operands, stack) =
+            checks(&[0x53, 0x48, 0x89, 0xe5, 0x48, 0x89, 0xc4, 0x53, 0x48, 0x8b, 0x4d, 0]);
+        let leader = Check::Leader { group: Group::Stack, from: 0, span: 8 };
+        assert_eq!([stack[0], stack[3]], [leader, leader]);
+        assert_eq!(operands[4], Check::Alone);
+    }
+}

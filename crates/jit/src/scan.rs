@@ -59,6 +59,7 @@ pub(crate) enum Kind {
     PushFlags,
     Cli,
     Cld,
+    LoadMxcsr,
     /// RDTSC, RDTSCP.
     TimeStamp,
     /// REP MOVS, REP STOS.
@@ -132,6 +133,8 @@ pub(crate) enum End {
 pub(crate) struct Trace {
     pub(crate) insns: Vec<Insn>,
     pub(crate) end: End,
+    /// It may go on where it starts.
+    pub(crate) is_loop: bool,
 }
 
 /// Reads the trace of at most `most` instructions that starts at `start` on a page.
@@ -163,7 +166,11 @@ pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> 
             _ => at = next,
         }
     };
-    let mut trace = Trace { insns, end };
+    let goes_back = |insn: &Insn| {
+        matches!(insn.kind, Kind::Jcc | Kind::Call) && insn.ins.near_branch64() == u64::from(start)
+    };
+    let is_loop = end == End::At(start) && !insns.is_empty() || insns.iter().any(goes_back);
+    let mut trace = Trace { insns, end, is_loop };
     find_live_flags(&mut trace);
     trace
 }
@@ -177,7 +184,7 @@ pub(crate) fn scan_straddler(bytes: &[u8], start: u16, meaning: u32) -> Trace {
         Some(insn) if insn.kind.ends_trace() || insn.kind == Kind::Jmp => End::Branch,
         Some(insn) => End::At(insn.next),
     };
-    let mut trace = Trace { insns: insn.into_iter().collect(), end };
+    let mut trace = Trace { insns: insn.into_iter().collect(), end, is_loop: false };
     find_live_flags(&mut trace);
     trace
 }
@@ -251,6 +258,7 @@ fn understand(
         | Kind::PushFlags
         | Kind::Cli
         | Kind::Cld
+        | Kind::LoadMxcsr
         | Kind::Repeat
         | Kind::TimeStamp
         | Kind::Selector => (reads, writes) = (0, 0),
@@ -403,7 +411,10 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
             (ins.op0_kind() == OpKind::NearBranch64).then_some(Kind::Jcc)
         }
         _ if is_set_or_move_on_condition(ins) => Some(Kind::Copy),
-        _ if meaning & (SSE_OFF | SSE_ON) == SSE_ON && is_copied_sse(ins) => Some(Kind::Copy),
+        _ if meaning & (SSE_OFF | SSE_ON) != SSE_ON => None,
+        Mnemonic::Ldmxcsr => Some(Kind::LoadMxcsr),
+        Mnemonic::Stmxcsr => Some(Kind::Copy),
+        _ if is_copied_sse(ins) => Some(Kind::Copy),
         _ => None,
     }
 }

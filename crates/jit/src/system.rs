@@ -3,10 +3,14 @@
 use x86::Rflags;
 use x86::iced::{Instruction, Mnemonic};
 
-use crate::emit::{RegMem, cc, reg};
+use crate::emit::{Alu, RegMem, cc, reg};
 use crate::frame::{Home, S, T, at, home, slot};
 use crate::scan::operand_bytes;
 use crate::translate::{FlagState, Gen};
+use crate::translator::MXCSR_MASKS;
+
+/// Bits of MXCSR that translated code may set as it likes: flags, DAZ, rounding, FTZ.
+const MXCSR_FREE: i32 = 0xe07f;
 
 impl Gen<'_> {
     /// Leaves before instruction `index` if a byte in the frame is 0.
@@ -25,6 +29,21 @@ impl Gen<'_> {
     pub(crate) fn cld(&mut self) {
         self.native = false;
         self.e.and_imm_mem(reg::RSP, slot::RFLAGS, !(Rflags::DF as i32));
+    }
+
+    /// LDMXCSR. Leaves if an exception would be unmasked or a reserved bit set.
+    pub(crate) fn load_mxcsr(&mut self, index: usize) {
+        let place = self.operand(index).expect("its operand is in memory");
+        self.native = false;
+        self.held = None;
+        self.e.load_sized(4, T, place);
+        self.e.mov(S, T);
+        self.e.alu_imm_sized(Alu::And, 4, S, !MXCSR_FREE);
+        self.e.alu_imm_sized(Alu::Cmp, 4, S, MXCSR_MASKS as i32);
+        let other = self.e.jcc(cc::NE);
+        self.leave_before(index, vec![other]);
+        self.e.store(reg::RSP, slot::TARGET, T);
+        self.e.ldmxcsr(reg::RSP, slot::TARGET);
     }
 
     /// RDTSC and RDTSCP.

@@ -9,7 +9,7 @@ use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Reg
 
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
-use crate::memory::tlb_tag;
+use crate::memory::{Miss, tlb_tag};
 use crate::plan::{self, Checks, Group};
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
 
@@ -28,8 +28,8 @@ pub(crate) struct Site {
 pub(crate) enum Exit {
     /// The interpreter has to do the next instruction.
     Interpret,
-    /// The budget does not cover the translation.
-    Budget,
+    /// The budget does not cover the translation, which may be a loop's next round.
+    Budget { is_loop: bool },
     /// Goes on at a place on the same page; the jump whose distance is at this offset in the cache can be
     /// made to lead there, to a plain translation if it says so.
     Link { target: u16, patch: u32, plain: bool },
@@ -39,8 +39,11 @@ pub(crate) enum Exit {
     Cross(Crossing),
     /// A branch to the address in the frame was done; to undo it, add this to RSP.
     Indirect { rsp: i64 },
-    /// The translation has been dropped.
-    Dropped,
+    /// Most accesses of a loop are on other pages than the ones before: its cells are of no use.
+    Misses { steps_a_round: u16 },
+    /// The translation has been dropped. Its first instruction is a jump, whose distance is at this offset in the cache, and
+    /// which can be made to lead to what takes its place.
+    Dropped { patch: u32 },
 }
 
 /// A jump to another page, which the translator can make lead there for one [`slot::KEY`].
@@ -111,6 +114,8 @@ pub(crate) struct HighByte {
 pub(crate) enum Cold {
     /// An access that the TLB did not serve.
     Slow { hole: Hole, back: u64, access: Access, flags: FlagState, site: u32 },
+    /// An access that its cell did not serve.
+    Miss(Miss),
     /// Leaves.
     Leave { holes: Vec<Hole>, flags: FlagState, site: u32 },
     /// The range of a group is not what it was hoped to be: goes on with this instruction in the plain
@@ -120,6 +125,16 @@ pub(crate) enum Cold {
     Repin { hole: Hole, back: u64, span: i32, flags: FlagState, index: usize },
     /// A conditional branch was taken.
     Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
+}
+
+/// What kind of translation one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flavour {
+    Usual,
+    /// Every access is checked by itself.
+    Plain,
+    /// A loop whose accesses remember the pages of the round before.
+    Loop,
 }
 
 /// Where a translation starts.
@@ -141,13 +156,17 @@ pub(crate) struct Gen<'a> {
     pub(crate) trace: &'a Trace,
     place: Place,
     /// Steps of the whole trace.
-    steps: u16,
+    pub(crate) steps: u16,
     pub(crate) cold: Vec<Cold>,
     pub(crate) flags: FlagState,
     /// The host's RFLAGS hold the guest's flags.
     pub(crate) native: bool,
-    /// Every access is checked by itself.
-    plain: bool,
+    pub(crate) flavour: Flavour,
+    /// Where the next round of a loop begins, which is the start unless something is to be done before the first one.
+    again: u64,
+    /// Cells of a loop that are in use, and those that are set up.
+    pub(crate) cells: usize,
+    pub(crate) cells_ready: usize,
     /// How each instruction's accesses are checked.
     pub(crate) checks: Vec<Checks>,
     /// S holds the distance to the host of this group.
@@ -157,7 +176,7 @@ pub(crate) struct Gen<'a> {
 impl<'a> Gen<'a> {
     pub(crate) fn new(
         trace: &'a Trace,
-        plain: bool,
+        flavour: Flavour,
         place: Place,
         stubs: Stubs,
         sites: &'a mut Vec<Site>,
@@ -173,18 +192,29 @@ impl<'a> Gen<'a> {
             cold: Vec::new(),
             flags: FlagState::Home,
             native: false,
-            plain,
-            checks: if plain { plan::plain(&trace.insns) } else { plan::plan(&trace.insns) },
+            flavour,
+            again: place.base,
+            cells: 0,
+            cells_ready: 0,
+            checks: match flavour {
+                Flavour::Plain => plan::plain(&trace.insns),
+                _ => plan::plan(&trace.insns),
+            },
             held: None,
         }
     }
 
     /// Emits the whole translation.
     pub(crate) fn run(mut self) -> Vec<u8> {
+        if self.trace.is_loop && self.flavour != Flavour::Plain {
+            self.enter_loop();
+            self.again = self.e.here();
+        }
         if self.steps > 0 {
             self.e.alu_imm(Alu::Sub, BUDGET, i32::from(self.steps));
             let hole = self.e.jcc(cc::S);
-            let site = self.site(self.place.start, self.steps, Exit::Budget);
+            let is_loop = self.trace.is_loop && self.flavour == Flavour::Usual;
+            let site = self.site(self.place.start, self.steps, Exit::Budget { is_loop });
             self.cold.push(Cold::Leave { holes: vec![hole], flags: FlagState::Home, site });
         }
         for index in 0..self.trace.insns.len() {
@@ -246,6 +276,7 @@ impl<'a> Gen<'a> {
                 self.e.fill_to(done, back);
                 self.leave_with(flags, site);
             }
+            Cold::Miss(miss) => self.miss(miss),
             Cold::Plain { hole, flags, index } => {
                 self.e.fill(hole);
                 self.go_plain(flags, index);
@@ -273,7 +304,7 @@ impl<'a> Gen<'a> {
         }
     }
 
-    fn leave_with(&mut self, flags: FlagState, site: u32) {
+    pub(crate) fn leave_with(&mut self, flags: FlagState, site: u32) {
         self.bring_home(flags);
         self.leave(site);
     }
@@ -286,9 +317,8 @@ impl<'a> Gen<'a> {
     /// Goes on at a distance from the page, after the instruction at `at` if that is a branch.
     fn go_on_at(&mut self, target: u64, at: u16, is_branch: bool) {
         match page_place(target) {
-            Some(place) if place == self.place.start && !self.plain => {
-                let head = self.e.base;
-                self.e.jmp_to(head);
+            Some(place) if place == self.place.start && self.flavour != Flavour::Plain => {
+                self.e.jmp_to(self.again);
             }
             Some(place) => self.link(at, place, false),
             None => self.cross(target, at, is_branch),
@@ -310,7 +340,7 @@ impl<'a> Gen<'a> {
         self.e.fill(other_key);
         self.page_address(T, target);
         // What the site says of the last jump is not known before it is emitted.
-        let site = self.site(at, 0, Exit::Dropped);
+        let site = self.site(at, 0, Exit::Interpret);
         self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
         let other = self.e.jmp();
         self.e.fill_to(other, self.stubs.leave_far);
@@ -514,6 +544,7 @@ impl<'a> Gen<'a> {
             Kind::PushFlags => self.push_flags(index),
             Kind::Cli => self.cli(index),
             Kind::Cld => self.cld(),
+            Kind::LoadMxcsr => self.load_mxcsr(index),
             Kind::TimeStamp => self.time_stamp(index, ins.mnemonic() == Mnemonic::Rdtscp),
             Kind::Repeat => self.repeat(index),
             Kind::Selector => self.selector(&ins),
@@ -1156,7 +1187,7 @@ mod tests {
         let one = |start: u16| {
             let trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
             let place = Place { start, base: 0x20_0000, offset: 0x10_0000 };
-            Gen::new(&trace, false, place, stubs, &mut Vec::new()).run().len()
+            Gen::new(&trace, Flavour::Loop, place, stubs, &mut Vec::new()).run().len()
         };
         (0..4096).map(one).max().expect("there are offsets")
     }

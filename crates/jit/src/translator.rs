@@ -12,13 +12,18 @@ use crate::emit::Emitter;
 use crate::frame::{Callees, Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
 use crate::probe::host_agrees;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
-use crate::translate::{Crossing, Exit, Gen, Place, Site};
+use crate::translate::{Crossing, Exit, Flavour, Gen, Place, Site};
 
 /// Host code that is held before everything is dropped.
 const CACHE_BYTES: usize = 256 << 20;
 /// The longest translation: some instructions of a trace take 200 bytes and more with their exits.
 pub(crate) const TRANSLATION_BYTES_MAX: usize = 64 << 10;
 const PAGE_BYTES: usize = 4096;
+/// Rounds of a loop that make it a long one.
+const LONG_ROUNDS: u64 = 16;
+/// A long loop has fewer misses in so many rounds than end its run.
+const ROUNDS_FOR_MISSES: u64 = 256;
+const LOOPS_MAX: usize = 1 << 16;
 /// Bits of a page's number in a key: linear addresses have 48 bits.
 const KEY_PAGE_BITS: u32 = 36;
 /// A budget that is as good as none.
@@ -26,7 +31,7 @@ const BUDGET_MAX: u64 = 1 << 48;
 /// Marks a plain translation beside the bits of [`CodePlace::meaning`].
 const PLAIN: u32 = 1 << 31;
 /// All exceptions are masked.
-const MXCSR_MASKS: u32 = 0x1f80;
+pub(crate) const MXCSR_MASKS: u32 = 0x1f80;
 
 /// Why there is no translator on this host.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,10 @@ pub struct Translator {
     contexts_so_far: u64,
     /// The last one that was looked for.
     last_context: (u64, u64),
+    /// What is known of loops.
+    loops: FxHashMap<Key, Rounds>,
+    /// The first site of each translation, in order.
+    first_sites: Vec<(u32, Key)>,
     /// By the context's number: the jumps between pages that were linked in it.
     crossings: FxHashMap<u64, Vec<Crossing>>,
     /// How often all were dropped.
@@ -88,6 +97,14 @@ impl Key {
     fn start(&self) -> u16 {
         (self.ram & 0xfff) as u16
     }
+}
+
+/// What a loop does.
+enum Rounds {
+    /// Many rounds, as a rule.
+    Long,
+    /// Many rounds, but on other pages in most of them.
+    Scattered,
 }
 
 /// A translation.
@@ -144,6 +161,8 @@ impl Translator {
             contexts: FxHashMap::default(),
             contexts_so_far: 0,
             last_context: (u64::MAX, 0),
+            loops: FxHashMap::default(),
+            first_sites: Vec::new(),
             crossings: FxHashMap::default(),
             clears: 0,
             translations: 0,
@@ -165,6 +184,7 @@ impl Translator {
     fn clear(&mut self) {
         self.used = self.stubs_end;
         self.sites.clear();
+        self.first_sites.clear();
         self.blocks.clear();
         self.pages.clear();
         self.crossings.clear();
@@ -283,13 +303,19 @@ impl Translator {
     }
 
     fn translate(&mut self, trace: &Trace, key: Key, straddles: bool, plain: bool) -> Block {
+        let flavour = match self.loops.get(&key) {
+            _ if plain => Flavour::Plain,
+            Some(Rounds::Long) => Flavour::Loop,
+            _ => Flavour::Usual,
+        };
         if self.memory.len() - self.used < TRANSLATION_BYTES_MAX {
             self.clear();
         }
         let offset = self.used;
         let base = self.memory.base() + offset as u64;
         let place = Place { start: key.start(), base, offset: offset as u32 };
-        let bytes = Gen::new(trace, plain, place, self.stubs, &mut self.sites).run();
+        self.first_sites.push((self.sites.len() as u32, key));
+        let bytes = Gen::new(trace, flavour, place, self.stubs, &mut self.sites).run();
         assert!(bytes.len() <= TRANSLATION_BYTES_MAX, "a translation of {} bytes", bytes.len());
         self.memory.write(offset, &bytes);
         self.translations += 1;
@@ -315,7 +341,11 @@ impl Translator {
         if self.memory.len() - self.used < TRANSLATION_BYTES_MAX {
             return self.clear();
         }
-        self.sites.push(Site { at: start, undo: 0, exit: Exit::Dropped });
+        self.sites.push(Site {
+            at: start,
+            undo: 0,
+            exit: Exit::Dropped { patch: offset as u32 + 1 },
+        });
         let exit = self.memory.base() + self.used as u64;
         let mut emitter = Emitter::new(exit);
         emitter.leave(self.sites.len() as u32 - 1, self.stubs.exit);
@@ -324,6 +354,28 @@ impl Translator {
         let mut jump = Emitter::new(self.memory.base() + offset as u64);
         jump.jmp_to(exit);
         self.memory.write(offset, &jump.bytes);
+    }
+
+    /// After a translation was left by a site of its own, with so many steps since its loop was entered: decides whether
+    /// the loop's accesses had better remember their pages, and has it translated anew if that has changed.
+    fn judge_loop(&mut self, site: u32, steps: u64, steps_a_round: u16) {
+        let place = self.first_sites.partition_point(|(first, _)| *first <= site);
+        let Some((_, key)) = place.checked_sub(1).map(|place| self.first_sites[place]) else {
+            return;
+        };
+        let rounds = steps / u64::from(steps_a_round.max(1));
+        let verdict = match self.loops.get(&key) {
+            None if rounds >= LONG_ROUNDS => Rounds::Long,
+            Some(Rounds::Long) if rounds < ROUNDS_FOR_MISSES => Rounds::Scattered,
+            _ => return,
+        };
+        if self.loops.len() >= LOOPS_MAX {
+            self.loops.clear();
+        }
+        self.loops.insert(key, verdict);
+        if let Some(block) = self.blocks.remove(&key) {
+            self.seal(block.offset as usize, key.start());
+        }
     }
 
     fn enter(&mut self, code: u64) {
@@ -432,8 +484,18 @@ impl Engine for Translator {
             rip = page.wrapping_add(u64::from(site.at));
             match site.exit {
                 Exit::Interpret => break Next::Instruction,
-                Exit::Budget => break Next::Block,
-                Exit::Dropped => {}
+                Exit::Budget { is_loop } => {
+                    if is_loop {
+                        let steps = self.context.entered.wrapping_sub(self.context.budget);
+                        self.judge_loop(self.context.site as u32, steps, site.undo);
+                    }
+                    break Next::Block;
+                }
+                Exit::Misses { steps_a_round } => {
+                    let steps = self.context.entered.wrapping_sub(self.context.budget);
+                    self.judge_loop(self.context.site as u32, steps, steps_a_round);
+                }
+                Exit::Dropped { patch: at } => patch = Some(at),
                 Exit::Link { target, patch: at, plain: to_plain } => {
                     rip = page + u64::from(target);
                     patch = Some(at);
