@@ -35,11 +35,8 @@ const KERNEL_CS: u16 = 0x10;
 const GDT_LIMIT: u16 = 127;
 const TSS_LIMIT: u32 = 103;
 
-/// Steps after which a case counts as endless.
-const STEPS_MAX: u64 = 50_000;
-/// The same of a program, which is known by its length.
-const PROGRAM_STEPS_MAX: u64 = 4_000_000;
-const SEQUENCE_BYTES_MAX: usize = 20 * 15;
+/// Steps after which a case counts as endless. Programs take some ten thousand, the longest half a million.
+const STEPS_MAX: u64 = 4_000_000;
 /// Not a vector: the case did not end.
 pub const VECTOR_ENDLESS: u8 = 0xfe;
 
@@ -150,9 +147,7 @@ impl Subject for Interpreter {
         let mut start = self.start.clone();
         set_program(&mut start, case);
         start.icount = self.cpu.icount();
-        let is_program = case.code.len() > SEQUENCE_BYTES_MAX;
-        let most = if is_program { PROGRAM_STEPS_MAX } else { STEPS_MAX };
-        let until = start.icount.plus(most);
+        let until = start.icount.plus(STEPS_MAX);
         self.cpu.restore(&start).expect("every case is a state that a CPU can have");
         match &mut self.engine {
             Some(engine) => {

@@ -25,6 +25,8 @@ use testbed::{GUEST_ADDR, Host, Lab, Process};
 /// Two engines on a busy host take their time.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(3600);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// On a busy host the guest is slow by its own clock, on which systemd's patience would run out.
+const PATIENT: &str = "systemd.default_timeout_start_sec=3600 systemd.service_watchdogs=0";
 const CONNECTIONS: u64 = 3;
 const ECHO_PORT: u16 = 7;
 const POLL: Duration = Duration::from_millis(200);
@@ -85,7 +87,7 @@ fn power_on(lab: &Lab, config: &PairConfig, summary: &Path) -> Result<Process> {
     let settings = ImageSettings::read(&config.image).map_err(anyhow::Error::msg)?;
     let mut command = lab.command(Host::A, config.lockstep.to_str().context("a path of text")?);
     command.arg("run").arg(config.image.join("vm.toml")).args(["--snapshot", "--compare"]);
-    command.args(["--append", &settings.append_with_network()]);
+    command.args(["--append", &format!("{} {PATIENT}", settings.append_with_network())]);
     command.args(["--net", &format!("tap:{}", lab.tap(Host::A)?)]);
     command.arg("--json-to").arg(summary);
     command.env("LOCKSTEP_RUN_DIR", config.work.join("run")).stdin(Stdio::piped());
