@@ -18,6 +18,7 @@ use x86::{Cr4, Rflags};
 use crate::access::is_canonical;
 use crate::decode::ModeKey;
 use crate::op::Env;
+use crate::state::Seg;
 use crate::tlb::SecondLevel;
 use crate::walk::Kind;
 use crate::{Cpu, CpuStats, Flags};
@@ -137,9 +138,22 @@ impl Cpu {
         self.flags = Flags::from_rflags(status & Rflags::STATUS);
     }
 
-    /// Takes over from `rflags` what never needs anybody's attention: IF and DF cleared.
+    /// Takes over IF and DF from `rflags`. Nobody has to look at that: an engine sets IF only where no interrupt waits.
     pub fn set_quiet_flags(&mut self, rflags: u64) {
-        self.rflags &= rflags | !(Rflags::IF | Rflags::DF);
+        const QUIET: u64 = Rflags::IF | Rflags::DF;
+        self.rflags = self.rflags & !QUIET | rflags & QUIET;
+    }
+
+    /// `IA32_KERNEL_GS_BASE`, which SWAPGS exchanges with the base of GS.
+    #[must_use]
+    pub fn kernel_gs_base(&self) -> u64 {
+        self.sys.kernel_gs_base
+    }
+
+    /// What SWAPGS does at CPL 0.
+    pub fn swap_gs(&mut self) {
+        let base = std::mem::replace(&mut self.sys.kernel_gs_base, self.seg[Seg::GS].base);
+        self.set_segment_base(Seg::GS, base);
     }
 
     /// True if RDTSC and RDTSCP do not fault.

@@ -206,6 +206,14 @@ impl Emitter {
         self.imm32(value);
     }
 
+    /// `or qword [base + disp], value`, sign-extended.
+    pub(crate) fn or_imm_mem(&mut self, base: u8, disp: i32, value: i32) {
+        self.rex(true, 0, 0, base);
+        self.bytes.push(0x81);
+        self.modrm_mem(1, base, disp);
+        self.imm32(value);
+    }
+
     /// `add qword [base + disp], value`, sign-extended.
     pub(crate) fn add_imm_mem(&mut self, base: u8, disp: i32, value: i32) {
         self.rex(true, 0, 0, base);

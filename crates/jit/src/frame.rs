@@ -71,8 +71,14 @@ pub(crate) mod slot {
     pub(crate) const MAY_CLI: i32 = RFLAGS + 8;
     /// 1 if CPL and CR4.TSD allow RDTSC, else 0.
     pub(crate) const MAY_TSC: i32 = MAY_CLI + 8;
+    /// 1 at CPL 0, else 0.
+    pub(crate) const MAY_SWAP: i32 = MAY_TSC + 8;
+    /// 1 if no interrupt waits, else 0.
+    pub(crate) const NONE_WAITS: i32 = MAY_SWAP + 8;
+    /// `IA32_KERNEL_GS_BASE`.
+    pub(crate) const KERNEL_GS: i32 = NONE_WAITS + 8;
     /// Two registers while REP runs.
-    pub(crate) const REPEATED: i32 = MAY_TSC + 8;
+    pub(crate) const REPEATED: i32 = KERNEL_GS + 8;
     /// The [`super::Context`].
     pub(crate) const SHARED: i32 = REPEATED + 16;
     /// The exit taken.
@@ -104,6 +110,9 @@ pub(crate) struct Context {
     pub(crate) rflags: u64,
     pub(crate) may_cli: u64,
     pub(crate) may_tsc: u64,
+    pub(crate) may_swap: u64,
+    pub(crate) none_waits: u64,
+    pub(crate) kernel_gs: u64,
     pub(crate) site: u64,
     pub(crate) target: u64,
     pub(crate) mxcsr: u64,
@@ -143,6 +152,9 @@ impl Context {
             rflags: 0,
             may_cli: 0,
             may_tsc: 0,
+            may_swap: 0,
+            none_waits: 0,
+            kernel_gs: 0,
             site: 0,
             target: 0,
             mxcsr: 0,
@@ -172,7 +184,7 @@ macro_rules! at {
 pub(crate) use at;
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 17] = [
+const COPIED: [(i32, i32); 20] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
     (slot::JUMPS, at!(jumps)),
@@ -184,6 +196,9 @@ const COPIED: [(i32, i32); 17] = [
     (slot::RFLAGS, at!(rflags)),
     (slot::MAY_CLI, at!(may_cli)),
     (slot::MAY_TSC, at!(may_tsc)),
+    (slot::MAY_SWAP, at!(may_swap)),
+    (slot::NONE_WAITS, at!(none_waits)),
+    (slot::KERNEL_GS, at!(kernel_gs)),
     (slot::PIN_PAGE, at!(pin_page)),
     (slot::PIN_DELTA, at!(pin_delta)),
     (slot::SECOND, at!(second)),
@@ -193,7 +208,9 @@ const COPIED: [(i32, i32); 17] = [
 ];
 
 /// What the context gets from the frame.
-const LEFT: [(i32, i32); 8] = [
+const LEFT: [(i32, i32); 10] = [
+    (slot::GS, at!(gs)),
+    (slot::KERNEL_GS, at!(kernel_gs)),
     (slot::ENTERED, at!(entered)),
     (slot::KEY, at!(key)),
     (slot::PAGE, at!(page)),

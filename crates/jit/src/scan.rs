@@ -58,6 +58,8 @@ pub(crate) enum Kind {
     Push,
     PushFlags,
     Cli,
+    Sti,
+    SwapGs,
     Cld,
     LoadMxcsr,
     /// RDTSC, RDTSCP.
@@ -166,6 +168,15 @@ pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> 
             _ => at = next,
         }
     };
+    let mut end = end;
+    // STI holds off interrupts for one instruction: that one has to be done in the same breath.
+    let is_alone = |(place, insn): (usize, &Insn)| {
+        insn.kind == Kind::Sti && insns.get(place + 1).is_none_or(|next| next.exits)
+    };
+    if let Some(place) = insns.iter().enumerate().position(is_alone) {
+        end = End::Unknown(insns[place].at);
+        insns.truncate(place);
+    }
     let goes_back = |insn: &Insn| {
         matches!(insn.kind, Kind::Jcc | Kind::Call) && insn.ins.near_branch64() == u64::from(start)
     };
@@ -257,6 +268,8 @@ fn understand(
         Kind::Nop
         | Kind::PushFlags
         | Kind::Cli
+        | Kind::Sti
+        | Kind::SwapGs
         | Kind::Cld
         | Kind::LoadMxcsr
         | Kind::Repeat
@@ -270,6 +283,8 @@ fn understand(
             Kind::Push
                 | Kind::PushFlags
                 | Kind::Cli
+                | Kind::Sti
+                | Kind::SwapGs
                 | Kind::TimeStamp
                 | Kind::Repeat
                 | Kind::Pop
@@ -381,6 +396,8 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         .then_some(Kind::Push),
         Mnemonic::Pushfq => Some(Kind::PushFlags),
         Mnemonic::Cli => Some(Kind::Cli),
+        Mnemonic::Sti => Some(Kind::Sti),
+        Mnemonic::Swapgs => Some(Kind::SwapGs),
         Mnemonic::Pop => matches!(ins.code(), Code::Pop_r64).then_some(Kind::Pop),
         Mnemonic::Leave => (ins.code() == Code::Leaveq).then_some(Kind::Leave),
         Mnemonic::Jmp => match ins.code() {

@@ -26,6 +26,22 @@ impl Gen<'_> {
         self.e.and_imm_mem(reg::RSP, slot::RFLAGS, !(Rflags::IF as i32));
     }
 
+    /// STI, with an instruction behind it that is sure to be done: so its shadow is over before anybody could see it.
+    pub(crate) fn sti(&mut self, index: usize) {
+        self.leave_unless(index, slot::MAY_CLI);
+        self.leave_unless(index, slot::NONE_WAITS);
+        self.e.or_imm_mem(reg::RSP, slot::RFLAGS, Rflags::IF as i32);
+    }
+
+    pub(crate) fn swapgs(&mut self, index: usize) {
+        self.leave_unless(index, slot::MAY_SWAP);
+        self.held = None;
+        self.e.load(S, reg::RSP, slot::GS);
+        self.e.load(T, reg::RSP, slot::KERNEL_GS);
+        self.e.store(reg::RSP, slot::KERNEL_GS, S);
+        self.e.store(reg::RSP, slot::GS, T);
+    }
+
     pub(crate) fn cld(&mut self) {
         self.native = false;
         self.e.and_imm_mem(reg::RSP, slot::RFLAGS, !(Rflags::DF as i32));

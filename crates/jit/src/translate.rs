@@ -543,6 +543,8 @@ impl<'a> Gen<'a> {
             Kind::Push => self.push(index),
             Kind::PushFlags => self.push_flags(index),
             Kind::Cli => self.cli(index),
+            Kind::Sti => self.sti(index),
+            Kind::SwapGs => self.swapgs(index),
             Kind::Cld => self.cld(),
             Kind::LoadMxcsr => self.load_mxcsr(index),
             Kind::TimeStamp => self.time_stamp(index, ins.mnemonic() == Mnemonic::Rdtscp),

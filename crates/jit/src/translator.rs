@@ -411,6 +411,9 @@ impl Engine for Translator {
         self.context.may_cli = u64::from(u64::from(cpu.cpl()) <= cpu.rflags() >> 12 & 3);
         self.context.may_tsc = u64::from(cpu.may_read_time());
         self.context.tsc_aux = cpu.tsc_aux();
+        self.context.may_swap = u64::from(cpu.cpl() == 0);
+        self.context.none_waits = u64::from(!env.bus.interrupt_pending());
+        self.context.kernel_gs = cpu.kernel_gs_base();
         self.context.selectors = cpu.selectors().map(u64::from);
         self.context.whole_budget = budget;
         self.context.mxcsr = u64::from(*cpu.mxcsr_mut());
@@ -524,6 +527,9 @@ impl Engine for Translator {
         *cpu.gprs_mut() = self.context.gpr;
         *cpu.mxcsr_mut() = self.context.mxcsr as u32;
         cpu.set_quiet_flags(self.context.rflags);
+        if self.context.gs != cpu.data_base(Seg::GS) {
+            cpu.swap_gs();
+        }
         let steps = budget - self.context.budget;
         cpu.resume_at(rip, steps, from_home(self.context.flags));
         next

@@ -252,8 +252,7 @@ fn privileged_nop(cpu: &mut Cpu, _: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
 
 fn swapgs(cpu: &mut Cpu, _: &mut Env<'_>, _: &Op) -> Result<(), Fault> {
     cpu.require_cpl0()?;
-    let base = std::mem::replace(&mut cpu.sys.kernel_gs_base, cpu.seg[Seg::GS].base);
-    cpu.set_segment_base(Seg::GS, base);
+    cpu.swap_gs();
     Ok(())
 }
 
