@@ -9,7 +9,8 @@ use crate::softfloat::{FpEnv, IntWidth};
 use crate::sse::{BY_MXCSR, Source, TRUNCATE, compute, float, forms, set_order, xmm};
 use crate::{Cpu, Word};
 
-/// `vector = f(environment, operation, vector, vector/m)`, for one length. The operand `$first` is the first one.
+/// `vector = f(environment, operation, vector, vector/m)`, for one length. Operand `1 + $first` may be in memory; where
+/// that is operand 1, both vectors are it.
 macro_rules! lanes {
     ($code:ident, $length:ty, $first:literal, $f:expr) => {
         avx!(

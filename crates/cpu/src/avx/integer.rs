@@ -171,7 +171,7 @@ fn permil_64_imm(a: u128, order: u8) -> u128 {
     integer::shufpd(a, a, order)
 }
 
-/// Both lengths of PTEST and its like: ZF and CF of the bits that `$bits` of each lane keeps.
+/// Both lengths of PTEST and its like: ZF and CF by those bits of each half that are in `$kept`.
 macro_rules! tests {
     ($xmm:ident, $ymm:ident, $kept:expr) => {
         [tests!(@ $xmm, u128, $kept), tests!(@ $ymm, Ymm, $kept)]
