@@ -4,6 +4,8 @@
 use std::io;
 use std::ptr::NonNull;
 
+const PAGE_BYTES: usize = 4096;
+
 /// A code cache of fixed size.
 #[derive(Debug)]
 pub(crate) struct CodeMemory {
@@ -67,10 +69,47 @@ impl CodeMemory {
     }
 }
 
+/// A page that nobody can access, and a linear address for it that no guest will use: one of 2^50 that are not canonical,
+/// chosen at random. A guest that guessed it would end this process, and nothing worse.
+#[derive(Debug)]
+pub(crate) struct Nowhere {
+    host: NonNull<u8>,
+    linear: u64,
+}
+
+// SAFETY: nothing is ever read or written through the pointer.
+unsafe impl Send for Nowhere {}
+
+impl Nowhere {
+    pub(crate) fn new() -> io::Result<Nowhere> {
+        let mut random = [0; 8];
+        // SAFETY: the buffer is ours, and its length is given.
+        let got = unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };
+        if got != random.len() as isize {
+            return Err(io::Error::last_os_error());
+        }
+        let linear = 1 << 62 | u64::from_le_bytes(random) & 0x3fff_ffff_ffff_f000;
+        Ok(Nowhere { host: map(-1, PAGE_BYTES, libc::PROT_NONE)?, linear })
+    }
+
+    /// Its linear and its host address.
+    pub(crate) fn page(&self) -> (u64, u64) {
+        (self.linear, self.host.as_ptr() as u64)
+    }
+}
+
+impl Drop for Nowhere {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length; translated code, which knows the address, is not run any more.
+        unsafe { libc::munmap(self.host.as_ptr().cast(), PAGE_BYTES) };
+    }
+}
+
+/// Maps a file from its start, or memory of its own if there is none.
 fn map(fd: i32, len: usize, protection: i32) -> io::Result<NonNull<u8>> {
+    let kind = if fd < 0 { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS } else { libc::MAP_SHARED };
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
-    let base =
-        unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, kind, fd, 0) };
     if base == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }

@@ -7,7 +7,7 @@ use mem::{GuestMem, WatchedWrite};
 use rustc_hash::FxHashMap;
 use x86::Rflags;
 
-use crate::cache::CodeMemory;
+use crate::cache::{CodeMemory, Nowhere};
 use crate::emit::Emitter;
 use crate::frame::{Callees, Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
 use crate::probe::host_agrees;
@@ -59,6 +59,8 @@ pub struct Translator {
     pages: FxHashMap<u64, Vec<Key>>,
     jumps: Box<[Jump; JUMPS]>,
     context: Box<Context>,
+    /// What is pinned where the TLB knows no page that may be stored to.
+    nowhere: Nowhere,
     /// By what of a context does not change with time: its present value and its number.
     contexts: FxHashMap<u32, (u64, u64)>,
     contexts_so_far: u64,
@@ -158,6 +160,7 @@ impl Translator {
             pages: FxHashMap::default(),
             jumps: jumps.try_into().ok().expect("the length is the array's"),
             context: Box::new(Context::new()),
+            nowhere: Nowhere::new()?,
             contexts: FxHashMap::default(),
             contexts_so_far: 0,
             last_context: (u64::MAX, 0),
@@ -460,10 +463,8 @@ impl Engine for Translator {
             }
             self.context.key = key;
             if pinned_in != Some(cpu.tlb_state()) {
-                // Without a page to pin there are no groups, and the interpreter will find one.
-                let Some((page, host)) = cpu.writable_page(self.context.gpr[4]) else {
-                    break Next::Block;
-                };
+                let rsp = self.context.gpr[4];
+                let (page, host) = cpu.writable_page(rsp).unwrap_or(self.nowhere.page());
                 self.context.pin_page = page;
                 self.context.pin_delta = host.wrapping_sub(page);
                 pinned_in = Some(cpu.tlb_state());
