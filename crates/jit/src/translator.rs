@@ -70,8 +70,8 @@ pub struct Translator {
     loops: FxHashMap<Key, Rounds>,
     /// The first site of each translation, in order.
     first_sites: Vec<(u32, Key)>,
-    /// By the context's number: the jumps between pages that were linked in it.
-    crossings: FxHashMap<u64, Vec<Crossing>>,
+    /// By the context's number: the jumps between pages that were linked in it, by the places of their keys.
+    crossings: FxHashMap<u64, FxHashMap<u32, Crossing>>,
     /// How often all were dropped.
     clears: u64,
     translations: u64,
@@ -232,7 +232,7 @@ impl Translator {
 
     /// Makes all jumps between pages leave that were linked in a context that is over.
     fn unlink(&mut self, context: u64) {
-        for crossing in self.crossings.remove(&context).unwrap_or_default() {
+        for crossing in self.crossings.remove(&context).unwrap_or_default().into_values() {
             self.memory.write(crossing.key_at as usize, &0u64.to_le_bytes());
             self.link(crossing.other_at, self.stubs.leave_far);
         }
@@ -246,7 +246,8 @@ impl Translator {
         self.memory.write(crossing.key_at as usize, &from.to_le_bytes());
         self.link(crossing.jump_at, code);
         self.link(crossing.other_at, self.stubs.far);
-        self.crossings.entry(from >> KEY_PAGE_BITS).or_default().push(crossing);
+        let linked = self.crossings.entry(from >> KEY_PAGE_BITS).or_default();
+        linked.insert(crossing.key_at, crossing);
     }
 
     /// What a jump between pages found at a linear address before.
