@@ -17,7 +17,7 @@ pub enum DiskResult {
     /// Done, nothing to hand over (write, flush, discard).
     Done,
     /// Read: the bytes.
-    Data(Vec<u8>),
+    Data(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The disk failed.
     Failed,
 }
@@ -37,6 +37,7 @@ pub enum DiskOp {
         /// First byte.
         offset: u64,
         /// The bytes.
+        #[serde(with = "serde_bytes")]
         data: Vec<u8>,
     },
     /// Everything that was done before is on stable storage when this is done.

@@ -1,22 +1,24 @@
 //! Links: where a guest's Ethernet frames come from and go to.
 //!
 //! Three kinds: a TAP device, a packet socket on any interface (for user namespaces with veth, where
-//! `/dev/net/tun` is closed), and frames over a stream socket ([`crate::stream`]). Frames are plain:
-//! without FCS and with finished checksums.
+//! `/dev/net/tun` is closed), and frames over a stream socket ([`crate::stream`]). The first two carry
+//! unfinished frames too: what is left to do stands in a header of the kernel's before each.
 
 use std::ffi::c_void;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::mem::size_of;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
+use base::{Frame, Offload};
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 
-use crate::offload::{self, OFFLOAD_HEADER_LEN};
+use crate::offload;
 use crate::stream::StreamLink;
 use crate::wake::{Wake, wait_readable};
 
@@ -113,11 +115,16 @@ impl Link {
     ///
     /// # Errors
     /// If the link is gone for good. A stream whose peer went away is not: it comes back.
-    pub fn receive(&self, wake: &Wake, frames: &mut Vec<Vec<u8>>) -> io::Result<()> {
+    pub fn receive(&self, wake: &Wake, frames: &mut Vec<Frame>) -> io::Result<()> {
         match self {
-            Link::Tap(tap) => receive_all(&tap.file, wake, frames, |bytes| tap.read(bytes)),
-            Link::Packet(socket) => socket.receive(wake, frames),
-            Link::Stream(stream) => stream.receive(wake, frames),
+            Link::Tap(tap) => tap.port.receive(wake, frames),
+            Link::Packet(socket) => socket.port.receive(wake, frames),
+            Link::Stream(stream) => {
+                let mut whole = Vec::new();
+                stream.receive(wake, &mut whole)?;
+                frames.extend(whole.into_iter().map(Frame::from));
+                Ok(())
+            }
         }
     }
 
@@ -125,12 +132,14 @@ impl Link {
     ///
     /// # Errors
     /// If the link is gone for good.
-    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+    pub fn send(&self, frame: &Frame) -> io::Result<()> {
         let sent = match self {
-            Link::Tap(tap) => (&tap.file).write(frame).map(|_| ()),
-            Link::Packet(socket) => socket.send(frame),
+            Link::Tap(tap) => tap.port.send(frame),
+            Link::Packet(socket) => socket.port.send(frame),
             Link::Stream(stream) => {
-                stream.send(frame);
+                let mut whole = Vec::new();
+                offload::finish(&frame.offload.unwrap_or_default(), &frame.bytes, &mut whole);
+                whole.iter().for_each(|frame| stream.send(frame));
                 Ok(())
             }
         };
@@ -156,36 +165,55 @@ fn is_lost_frame(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| passing.contains(&code))
 }
 
-/// Waits, then reads until nothing is left or the batch is full.
-fn receive_all(
-    fd: &impl AsFd,
-    wake: &Wake,
-    frames: &mut Vec<Vec<u8>>,
-    mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
-) -> io::Result<()> {
-    if !wait_readable(Some(fd.as_fd()), wake, None)?.readable {
-        return Ok(());
+/// A descriptor that takes and gives one frame at a time, each behind its header.
+#[derive(Debug)]
+struct Port {
+    file: File,
+    /// Room for the longest frame, for whoever receives.
+    buffer: Mutex<Vec<u8>>,
+}
+
+impl Port {
+    fn new(file: File) -> Port {
+        Port { file, buffer: Mutex::new(vec![0; Offload::HEADER_LEN + FRAME_LEN_MAX]) }
     }
-    let mut buffer = vec![0; OFFLOAD_HEADER_LEN + FRAME_LEN_MAX];
-    while frames.len() < FRAMES_PER_READ_MAX {
-        match read(&mut buffer) {
-            Ok(len) => frames.push(buffer[..len].to_vec()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) if is_lost_frame(&error) => break,
-            Err(error) => return Err(error),
+
+    /// Waits, then reads until nothing is left or the batch is full.
+    fn receive(&self, wake: &Wake, frames: &mut Vec<Frame>) -> io::Result<()> {
+        if !wait_readable(Some(self.file.as_fd()), wake, None)?.readable {
+            return Ok(());
         }
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        while frames.len() < FRAMES_PER_READ_MAX {
+            match (&self.file).read(&mut buffer) {
+                Ok(len) => {
+                    if let Some((header, bytes)) = buffer[..len].split_first_chunk() {
+                        offload::take(header, bytes, frames);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_lost_frame(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn send(&self, frame: &Frame) -> io::Result<()> {
+        let header = frame.offload.unwrap_or_default().header(u16::to_ne_bytes);
+        let parts = [IoSlice::new(&header), IoSlice::new(&frame.bytes)];
+        (&self.file).write_vectored(&parts).map(|_| ())
+    }
 }
 
 /// A TAP device that exists already, or that we may make.
 #[derive(Debug)]
 pub struct Tap {
-    file: File,
+    port: Port,
 }
 
 impl Tap {
-    /// Attaches to the TAP device `name`, without a header before each frame.
+    /// Attaches to the TAP device `name`, with a header before each frame.
     fn open(name: &str) -> Result<Tap, LinkError> {
         let file = OpenOptions::new()
             .read(true)
@@ -203,18 +231,29 @@ impl Tap {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
         // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, with a name that ends
         // in a zero because it is shorter than the array.
         let status = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &mut request) };
         if status < 0 {
             return Err(failed(io::Error::last_os_error()));
         }
-        Ok(Tap { file })
-    }
-
-    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(buffer)
+        let header_len = Offload::HEADER_LEN as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int, which `header_len` is.
+        let status = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &header_len) };
+        if status < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        let unfinished =
+            libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+        // SAFETY: TUNSETOFFLOAD takes a number.
+        let status = unsafe {
+            libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(unfinished))
+        };
+        if status < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        Ok(Tap { port: Port::new(file) })
     }
 }
 
@@ -222,7 +261,7 @@ impl Tap {
 /// there. The frames that it sent itself do not come back.
 #[derive(Debug)]
 pub struct PacketSocket {
-    socket: OwnedFd,
+    port: Port,
 }
 
 impl PacketSocket {
@@ -236,8 +275,8 @@ impl PacketSocket {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `socket` has just made this descriptor, and nobody else knows it.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let socket = PacketSocket { socket };
+        let file = unsafe { File::from_raw_fd(fd) };
+        let socket = PacketSocket { port: Port::new(file) };
 
         let on: libc::c_int = 1;
         socket.set_option(libc::PACKET_VNET_HDR, &on)?;
@@ -263,7 +302,7 @@ impl PacketSocket {
         // SAFETY: the pointer and the length describe `address`, which outlives the call.
         let status = unsafe {
             libc::bind(
-                socket.socket.as_raw_fd(),
+                socket.port.file.as_raw_fd(),
                 (&raw const address).cast(),
                 size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
@@ -276,7 +315,7 @@ impl PacketSocket {
         // only reads it.
         let status = unsafe {
             libc::setsockopt(
-                self.socket.as_raw_fd(),
+                self.port.file.as_raw_fd(),
                 libc::SOL_PACKET,
                 option,
                 (&raw const *value).cast::<c_void>(),
@@ -284,25 +323,5 @@ impl PacketSocket {
             )
         };
         if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
-    fn receive(&self, wake: &Wake, frames: &mut Vec<Vec<u8>>) -> io::Result<()> {
-        let mut raw = Vec::new();
-        receive_all(&self.socket, wake, &mut raw, |buffer| {
-            Ok(nix::unistd::read(&self.socket, buffer)?)
-        })?;
-        for bytes in &raw {
-            if let Some((header, frame)) = bytes.split_first_chunk::<OFFLOAD_HEADER_LEN>() {
-                offload::finish(header, frame, frames);
-            }
-        }
-        Ok(())
-    }
-
-    fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let nothing_left_to_do = [0; OFFLOAD_HEADER_LEN];
-        let parts = [io::IoSlice::new(&nothing_left_to_do), io::IoSlice::new(frame)];
-        nix::sys::uio::writev(&self.socket, &parts)?;
-        Ok(())
     }
 }

@@ -1,19 +1,12 @@
-//! Finishing what a host's network stack left to "hardware".
+//! Finishing what a sender left to "hardware".
 //!
-//! Frames from a veth or bridge may carry an unfinished checksum, and may be many segments in one. A
-//! packet socket says so in a header before each frame (`struct virtio_net_hdr`, virtio 1.2 section
-//! 5.1.6). The guest is shown neither: its network device offers no such feature, because a frame of
-//! 64 KiB is no Ethernet frame. Tunnelled segments are left out; they are dropped, as a wire would.
+//! Frames from a guest, a veth or a bridge may carry an unfinished checksum, and may be many segments in
+//! one. TAP devices and packet sockets speak of that in a header before each frame, and guests know it; a
+//! stream of frames does not, so there frames are finished first. UDP segments are finished on the way in
+//! too, because the guest's network device does not offer them. Tunnelled segments are left out; they are
+//! dropped, as a wire would.
 
-/// Bytes of the header before a frame.
-pub const OFFLOAD_HEADER_LEN: usize = 10;
-
-const NEEDS_CSUM: u8 = 1;
-const GSO_NONE: u8 = 0;
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-const GSO_UDP_L4: u8 = 5;
-const GSO_ECN: u8 = 0x80;
+use base::{Frame, Offload};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -25,20 +18,34 @@ const UDP_CHECKSUM: usize = 6;
 const TCP_FIN_PSH: u8 = 0x09;
 const TCP_CWR: u8 = 0x80;
 
-/// Turns `header` and its frame into plain frames and appends them to `frames`. A frame that does not
-/// fit its header is dropped.
-pub fn finish(header: &[u8; OFFLOAD_HEADER_LEN], frame: &[u8], frames: &mut Vec<Vec<u8>>) {
-    let field = |at: usize| usize::from(u16::from_ne_bytes([header[at], header[at + 1]]));
-    let (flags, gso_type, gso_size) = (header[0], header[1] & !GSO_ECN, field(4));
-    let (csum_start, csum_offset) = (field(6), field(8));
-    if gso_type != GSO_NONE {
-        let segment_len_max = gso_size;
+/// Takes a frame in as the kernel gives it, behind its header, and appends what a guest's network device
+/// takes of it to `frames`.
+pub fn take(header: &[u8; Offload::HEADER_LEN], bytes: &[u8], frames: &mut Vec<Frame>) {
+    let offload = Offload::of(header, u16::from_ne_bytes);
+    match offload.map(|offload| (offload, offload.segments())) {
+        None | Some((_, Offload::GSO_NONE | Offload::GSO_TCP4 | Offload::GSO_TCP6)) => {
+            frames.push(Frame { offload, bytes: bytes.to_vec() });
+        }
+        Some((offload, _)) => {
+            let mut finished = Vec::new();
+            finish(&offload, bytes, &mut finished);
+            frames.extend(finished.into_iter().map(Frame::from));
+        }
+    }
+}
+
+/// Turns an unfinished frame into plain frames and appends them to `frames`. A frame that does not fit its
+/// offload is dropped.
+pub fn finish(offload: &Offload, frame: &[u8], frames: &mut Vec<Vec<u8>>) {
+    let (csum_start, gso_type) = (usize::from(offload.csum_start), offload.segments());
+    if gso_type != Offload::GSO_NONE {
+        let segment_len_max = usize::from(offload.gso_size);
         let _ = segment(frame, csum_start, gso_type, segment_len_max, frames); // else it is dropped
         return;
     }
     let mut frame = frame.to_vec();
-    if flags & NEEDS_CSUM != 0 {
-        let field = csum_start + csum_offset;
+    if offload.needs_csum {
+        let field = csum_start + usize::from(offload.csum_offset);
         if field + 2 > frame.len() {
             return;
         }
@@ -64,8 +71,8 @@ fn segment(
         _ => return None,
     };
     let is_tcp = match gso_type {
-        GSO_TCPV4 | GSO_TCPV6 => true,
-        GSO_UDP_L4 => false,
+        Offload::GSO_TCP4 | Offload::GSO_TCP6 => true,
+        Offload::GSO_UDP_L4 => false,
         _ => return None,
     };
     let l3_header_len_min = if is_ipv4 { 20 } else { 40 };
@@ -180,14 +187,9 @@ mod tests {
         header
     }
 
-    fn header(flags: u8, gso_type: u8, gso_size: u16, csum: (u16, u16)) -> [u8; 10] {
-        let mut bytes = [0; 10];
-        bytes[0] = flags;
-        bytes[1] = gso_type;
-        bytes[4..6].copy_from_slice(&gso_size.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&csum.0.to_ne_bytes());
-        bytes[8..10].copy_from_slice(&csum.1.to_ne_bytes());
-        bytes
+    fn offload(gso_type: u8, gso_size: u16, csum: (usize, u16)) -> Offload {
+        let (csum_start, csum_offset) = (csum.0 as u16, csum.1);
+        Offload { needs_csum: true, gso_type, header_len: 0, gso_size, csum_start, csum_offset }
     }
 
     /// The receiver's check (RFC 1071): pseudo header and segment sum up to all ones.
@@ -198,10 +200,23 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_frame_passes_unchanged() {
-        let mut frames = Vec::new();
-        finish(&[0; 10], b"anything", &mut frames);
-        assert_eq!(frames, [b"anything".to_vec()]);
+    fn a_guest_is_given_what_its_network_device_takes() {
+        let frame = ipv4_frame(PROTOCOL_UDP, &[&[0, 53, 0, 53, 0, 0, 0, 0][..], &[7; 30]].concat());
+        let taken = |offload: Offload| {
+            let mut frames = Vec::new();
+            take(&offload.header(u16::to_ne_bytes), &frame, &mut frames);
+            frames
+        };
+        assert_eq!(taken(Offload::default()), [Frame::from(frame.clone())]);
+        for gso_type in [Offload::GSO_NONE, Offload::GSO_TCP4 | Offload::GSO_ECN, Offload::GSO_TCP6]
+        {
+            let offload = offload(gso_type, 20, (L4, 6));
+            assert_eq!(taken(offload), [Frame { offload: Some(offload), bytes: frame.clone() }]);
+        }
+        let datagrams = taken(offload(Offload::GSO_UDP_L4, 20, (L4, 6)));
+        assert_eq!(datagrams.len(), 2);
+        assert!(datagrams.iter().all(|datagram| datagram.offload.is_none()));
+        assert_eq!(taken(offload(3, 20, (L4, 6))), []);
     }
 
     #[test]
@@ -213,7 +228,7 @@ mod tests {
         frame[L4 + 16..L4 + 18].copy_from_slice(&pseudo.to_be_bytes());
         assert!(!transport_is_sound(&frame, PROTOCOL_TCP));
         let mut frames = Vec::new();
-        finish(&header(NEEDS_CSUM, 0, 0, (L4 as u16, 16)), &frame, &mut frames);
+        finish(&offload(Offload::GSO_NONE, 0, (L4, 16)), &frame, &mut frames);
         assert!(transport_is_sound(&frames[0], PROTOCOL_TCP));
     }
 
@@ -223,7 +238,7 @@ mod tests {
         let fin_psh_ack = 0x19;
         let frame = ipv4_frame(PROTOCOL_TCP, &[tcp_header(fin_psh_ack), payload.clone()].concat());
         let mut frames = Vec::new();
-        let offload = header(NEEDS_CSUM, GSO_TCPV4, 1000, (L4 as u16, 16));
+        let offload = offload(Offload::GSO_TCP4, 1000, (L4, 16));
         finish(&offload, &frame, &mut frames);
 
         let parts: Vec<&[u8]> = frames.iter().map(|frame| &frame[L4 + 20..]).collect();
@@ -242,7 +257,7 @@ mod tests {
     fn udp_segments_carry_their_own_length() {
         let udp = [&[0, 53, 0, 53, 0, 0, 0, 0][..], &[7; 300]].concat();
         let mut frames = Vec::new();
-        let offload = header(NEEDS_CSUM, GSO_UDP_L4, 200, (L4 as u16, 6));
+        let offload = offload(Offload::GSO_UDP_L4, 200, (L4, 6));
         finish(&offload, &ipv4_frame(PROTOCOL_UDP, &udp), &mut frames);
         let lens: Vec<u8> = frames.iter().map(|frame| frame[L4 + 5]).collect();
         assert_eq!(lens, [208, 108]);
@@ -262,7 +277,10 @@ mod tests {
             if let Some(ethertype) = frame.get_mut(12..14) {
                 ethertype.copy_from_slice(&[0x08, 0x00]);
             }
-            finish(&bytes, &frame, &mut Vec::new());
+            take(&bytes, &frame, &mut Vec::new());
+            if let Some(offload) = Offload::of(&bytes, u16::from_ne_bytes) {
+                finish(&offload, &frame, &mut Vec::new());
+            }
         }
     }
 }

@@ -273,7 +273,7 @@ impl Board {
             Event::ConsoleInput { console: Console::Virtio, bytes } => {
                 self.slots.handle_console_input(mem, &bytes);
             }
-            Event::FramesReceived { nic, frames } => self.slots.handle_frames(mem, nic, &frames),
+            Event::FramesReceived { nic, frames } => self.slots.handle_frames(mem, nic, frames),
             Event::DiskDone { disk, request, result } => {
                 self.slots.handle_disk_done(mem, disk, request, &result);
             }

@@ -3,19 +3,19 @@
 //! An [`Event`] is an input at a position; an [`Output`] is an effect for the shell to perform. The
 //! event log holds the events, stamped, and a mark for every output.
 
-use base::Digest;
+use base::{Digest, Frame};
 pub use devices::io::{Console, DiskOp, DiskResult};
 use serde::{Deserialize, Serialize};
 
 /// An input. It takes effect at the icount at which it is injected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// Ethernet frames for a network device, without FCS, announced by one interrupt.
+    /// Ethernet frames for a network device, announced by one interrupt.
     FramesReceived {
         /// Index of the device, in the order of the configuration.
         nic: u8,
         /// The frames, oldest first.
-        frames: Vec<Vec<u8>>,
+        frames: Vec<Frame>,
     },
     /// A disk has done a request.
     DiskDone {
@@ -31,11 +31,13 @@ pub enum Event {
         /// Which console.
         console: Console,
         /// The bytes, oldest first.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// Random bytes for virtio-rng, as an answer to [`Output::EntropyWanted`].
     Entropy {
         /// The bytes. The host's random number generator made them.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// Guest time from here on: `guest_ns` now, then `ns_per_step_q32 / 2^32` ns a step. Never
@@ -66,12 +68,12 @@ pub enum Control {
 /// An effect that the shell performs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
-    /// Ethernet frames, without FCS, of one transmit kick.
+    /// Ethernet frames that were sent together.
     FramesSent {
         /// Index of the network device.
         nic: u8,
         /// The frames, oldest first.
-        frames: Vec<Vec<u8>>,
+        frames: Vec<Frame>,
     },
     /// A disk request. The machine hands it out only when no unfinished request that was handed out
     /// earlier touches the same sectors, unless both are reads.
@@ -88,6 +90,7 @@ pub enum Output {
         /// Which console.
         console: Console,
         /// The bytes, oldest first.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// The guest's virtio-rng wants this many random bytes. Not visible outside, so it waits for nobody.

@@ -1,7 +1,7 @@
 //! The virtio devices in their slots: slot 0 the entropy device, slot 1 the console, then disks, then
 //! network devices.
 
-use base::{RestoreError, Saved};
+use base::{Frame, RestoreError, Saved};
 use devices::layout::{VIRTIO_BASE, VIRTIO_SLOT_COUNT, VIRTIO_WINDOW_BYTES, virtio_slot};
 use devices::virtio::blk::{BlkConfig, BlkState};
 use devices::virtio::console::{ConsoleConfig, ConsoleState};
@@ -33,7 +33,7 @@ pub(crate) struct SlotsState {
 
 impl Saved for SlotsState {
     const KIND: &'static str = "virtio-slots";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 /// All virtio devices.
@@ -205,7 +205,7 @@ impl Slots {
         let _ = self.rng.handle_entropy(mem, bytes);
     }
 
-    pub(crate) fn handle_frames(&mut self, mem: &mut GuestMem, nic: u8, frames: &[Vec<u8>]) {
+    pub(crate) fn handle_frames(&mut self, mem: &mut GuestMem, nic: u8, frames: Vec<Frame>) {
         if let Some(nic) = self.nics.get_mut(usize::from(nic)) {
             nic.handle_frames(mem, frames);
         }

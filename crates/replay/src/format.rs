@@ -10,7 +10,7 @@ use machine::event::{DiskResult, Event};
 use serde::{Deserialize, Serialize};
 
 /// The first bytes of a log.
-pub const PREAMBLE: [u8; 8] = *b"LSLOG\0\x01\0";
+pub const PREAMBLE: [u8; 8] = *b"LSLOG\0\x02\0";
 /// The largest payload of a frame, in bytes. A disk read's data has to fit into one entry.
 pub const FRAME_BYTES_MAX: usize = 32 << 20;
 /// How much start state goes into one frame, in bytes.
@@ -199,7 +199,9 @@ impl Encoder {
 /// How many bytes of payload an entry carries, apart from some words.
 fn carried_bytes(body: &Body) -> usize {
     match body {
-        Body::Event(Event::FramesReceived { frames, .. }) => frames.iter().map(Vec::len).sum(),
+        Body::Event(Event::FramesReceived { frames, .. }) => {
+            frames.iter().map(|frame| frame.bytes.len()).sum()
+        }
         Body::Event(Event::DiskDone { result: DiskResult::Data(bytes), .. })
         | Body::Event(Event::ConsoleInput { bytes, .. } | Event::Entropy { bytes }) => bytes.len(),
         _ => 0,

@@ -94,7 +94,7 @@ fn watch(
             .map_err(|error| format!("the witness of {from:?} is blind: {error}"))?;
         let mut turns = turns.lock().expect("nobody panics while holding it");
         for frame in frames.drain(..) {
-            note(&mut turns, from, Instant::now(), &frame);
+            note(&mut turns, from, Instant::now(), &frame.bytes);
         }
     }
     Ok(())

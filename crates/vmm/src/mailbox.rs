@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use base::{Digest, Generation, Icount, LogPos, Nanos};
+use base::{Digest, Frame, Generation, Icount, LogPos, Nanos};
 use ft::{Control, Pace, Progress, RunState, Window};
 use host::Wake;
 use machine::event::{Console, Control as Switch, DiskResult, Output};
@@ -42,7 +42,7 @@ pub(crate) enum Command {
 /// Inputs that wait for the guest, by kind: each kind keeps its order.
 #[derive(Debug, Default)]
 pub(crate) struct Inputs {
-    pub(crate) frames: VecDeque<(u8, Vec<u8>)>,
+    pub(crate) frames: VecDeque<(u8, Frame)>,
     pub(crate) disk: VecDeque<(u8, u64, DiskResult)>,
     pub(crate) serial: VecDeque<u8>,
     pub(crate) virtio_console: VecDeque<u8>,
@@ -92,7 +92,7 @@ impl Mailbox {
     }
 
     /// Hands frames to the guest, as many as there is room for.
-    pub(crate) fn frames(&self, nic: u8, frames: Vec<Vec<u8>>) {
+    pub(crate) fn frames(&self, nic: u8, frames: Vec<Frame>) {
         self.put(|mail| {
             let room = FRAMES_MAX.saturating_sub(mail.inputs.frames.len());
             mail.inputs.frames.extend(frames.into_iter().take(room).map(|frame| (nic, frame)));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use base::Frame;
 use host::Wake;
 use host::link::{Link, LinkAddr, LinkError};
 
@@ -62,7 +63,7 @@ impl Nets {
         self.live.store(true, Ordering::SeqCst);
     }
 
-    pub(crate) fn send(&self, nic: u8, frames: &[Vec<u8>]) {
+    pub(crate) fn send(&self, nic: u8, frames: &[Frame]) {
         let Some(port) = self.ports.get(usize::from(nic)) else { return };
         for frame in frames {
             if let Err(error) = port.link.send(frame) {
@@ -74,7 +75,7 @@ impl Nets {
     /// Tells the switches where the guest's addresses are now.
     pub(crate) fn announce(&self) {
         for (nic, port) in self.ports.iter().enumerate() {
-            self.send(nic as u8, &[rarp(port.mac)]);
+            self.send(nic as u8, &[rarp(port.mac).into()]);
         }
     }
 }

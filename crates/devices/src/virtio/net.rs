@@ -5,18 +5,17 @@
 //! [`Net::handle_frames`] is called; those that find no buffer wait, up to a bound, and are dropped
 //! beyond it, newest first. The link is always up, and every frame is passed on whatever its address.
 //!
-//! The device fills in checksums and cuts long TCP packets into segments for the driver, and tells it
-//! which received checksums are right: frames are complete on the wire, on both ways.
+//! Unfinished frames, without a checksum or with many TCP segments in one, pass as they are in both
+//! directions, with what is left to do. Received ones are completed here for a driver that does not take them.
 
 mod offload;
 
 use std::collections::VecDeque;
 
-use base::{RestoreError, Saved};
+use base::{Frame, Offload, RestoreError, Saved};
 use mem::GuestMem;
 use serde::{Deserialize, Serialize};
 
-use self::offload::TxHeader;
 use super::queue::{Broken, Chain};
 use super::transport::{Backend, Io, Virtio, VirtioState};
 
@@ -42,18 +41,18 @@ pub struct NetState {
     /// The driver is asked to announce itself.
     pub announce: bool,
     /// Received frames that wait for a buffer, oldest first. At most [`RX_HELD_MAX`].
-    pub rx_held: VecDeque<Vec<u8>>,
+    pub rx_held: VecDeque<Frame>,
     /// Received frames that were dropped.
     pub rx_dropped: u64,
     /// Frames that the driver sent and that were too short, too long or contradict their header.
     pub tx_dropped: u64,
     /// Sent frames that the board has not taken, oldest first.
-    pub tx: Vec<Vec<u8>>,
+    pub tx: Vec<Frame>,
 }
 
 impl Saved for VirtioState<NetState> {
     const KIND: &'static str = NetDevice::KIND;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 /// A virtio network device with its transport.
@@ -73,16 +72,18 @@ impl Net {
         Virtio::from_backend(NetDevice { config, state: NetState::default() })
     }
 
-    /// Puts received frames, without FCS, into the driver's buffers. While no driver runs the device
-    /// they are dropped.
-    pub fn handle_frames(&mut self, mem: &mut GuestMem, frames: &[Vec<u8>]) {
-        let is_live = self.is_live();
-        self.device_mut().hold(frames, is_live);
+    /// Puts received frames into the driver's buffers. While no driver runs the device they are dropped.
+    pub fn handle_frames(&mut self, mem: &mut GuestMem, frames: Vec<Frame>) {
+        let (is_live, features) = (self.is_live(), self.features());
+        let device = self.device_mut();
+        for frame in frames {
+            if is_live { device.hold(frame, features) } else { device.state.rx_dropped += 1 }
+        }
         self.with_io(mem, |device, io| device.fill(io));
     }
 
     /// The frames sent since the last call, oldest first: called after each kick, those of that kick.
-    pub fn poll_frames(&mut self) -> Option<Vec<Vec<u8>>> {
+    pub fn poll_frames(&mut self) -> Option<Vec<Frame>> {
         let frames = std::mem::take(&mut self.device_mut().state.tx);
         (!frames.is_empty()).then_some(frames)
     }
@@ -108,7 +109,7 @@ impl Net {
     pub fn restore(config: NetConfig, state: VirtioState<NetState>) -> Result<Net, RestoreError> {
         let device = NetDevice { config, state: state.device };
         let s = &device.state;
-        let is_bad = |frame: &Vec<u8>| !is_frame_len(frame.len());
+        let is_bad = |frame: &Frame| !is_frame_len(frame.bytes.len());
         if s.rx_held.len() > RX_HELD_MAX || s.rx_held.iter().chain(&s.tx).any(is_bad) {
             return Err(crate::impossible(NetDevice::KIND, "a frame or queue is too long"));
         }
@@ -154,10 +155,21 @@ impl Backend for NetDevice {
 }
 
 impl NetDevice {
-    fn hold(&mut self, frames: &[Vec<u8>], is_live: bool) {
+    /// Keeps a received frame until there are buffers for it, as something that the driver takes.
+    fn hold(&mut self, frame: Frame, features: u64) {
+        let Frame { offload, bytes } = frame;
+        let frames = match offload {
+            Some(offload) if !takes(features, &offload) => {
+                let frames = offload::complete(&offload, bytes).unwrap_or_default();
+                // One that cannot be completed is a lost frame, too.
+                self.state.rx_dropped += u64::from(frames.is_empty());
+                frames.into_iter().map(Frame::from).collect()
+            }
+            offload => vec![Frame { offload, bytes }],
+        };
         for frame in frames {
-            if is_live && is_frame_len(frame.len()) && self.state.rx_held.len() < RX_HELD_MAX {
-                self.state.rx_held.push_back(frame.clone());
+            if is_frame_len(frame.bytes.len()) && self.state.rx_held.len() < RX_HELD_MAX {
+                self.state.rx_held.push_back(frame);
             } else {
                 self.state.rx_dropped += 1;
             }
@@ -180,8 +192,8 @@ impl NetDevice {
     fn send(&mut self, io: &mut Io<'_>) -> Result<(), Broken> {
         for _ in 0..io.drain_max(TX) {
             let Some(chain) = io.pop(TX)? else { break };
-            match frames_of(io, &chain)? {
-                Some(frames) => self.state.tx.extend(frames),
+            match frame_of(io, &chain)? {
+                Some(frame) => self.state.tx.push(frame),
                 None => self.state.tx_dropped += 1,
             }
             io.push_used(TX, chain.head, 0)?;
@@ -209,19 +221,44 @@ impl NetDevice {
     }
 }
 
-/// The frames that a chain of the driver's stands for. `None` if it is none that can be sent.
-fn frames_of(io: &Io<'_>, chain: &Chain) -> Result<Option<Vec<Vec<u8>>>, Broken> {
+/// The frame that a chain of the driver's holds. `None` if it is none that can be sent.
+fn frame_of(io: &Io<'_>, chain: &Chain) -> Result<Option<Frame>, Broken> {
     let len = chain.readable_len().saturating_sub(HEADER_LEN as u64);
     // The length is checked before the copy, so a huge chain costs nothing.
     if !usize::try_from(len).is_ok_and(is_frame_len) {
         return Ok(None);
     }
-    let mut header = TxHeader::of(&chain.read(io.mem, 0, HEADER_LEN as u64)?);
-    if io.features & F_CSUM == 0 {
-        header.flags = 0;
-    }
-    let frame = chain.read(io.mem, HEADER_LEN as u64, len)?;
-    Ok(offload::complete(header, frame))
+    let header = chain.read(io.mem, 0, Offload::HEADER_LEN as u64)?;
+    let header = header.first_chunk().expect("the chain is longer than the header");
+    let offload = match Offload::of(header, u16::from_le_bytes) {
+        // A driver that did not accept the feature means nothing by the header's fields.
+        Some(_) if io.features & F_CSUM == 0 => None,
+        offload => offload,
+    };
+    let bytes = chain.read(io.mem, HEADER_LEN as u64, len)?;
+    let is_sound = offload.is_none_or(|offload| {
+        segments_allowed(io.features, &offload, F_HOST_TSO) && offload::is_sound(&offload, &bytes)
+    });
+    Ok(is_sound.then_some(Frame { offload, bytes }))
+}
+
+/// True if the driver takes a frame with this left to do.
+fn takes(features: u64, offload: &Offload) -> bool {
+    features & F_GUEST_CSUM != 0 && segments_allowed(features, offload, F_GUEST_TSO)
+}
+
+/// True if the driver accepted the feature that the frame's segments need. `tso` are the features for TCP
+/// over IPv4, over IPv6 and with ECN.
+fn segments_allowed(features: u64, offload: &Offload, tso: [u64; 3]) -> bool {
+    let [tso4, tso6, ecn] = tso;
+    let needed = match offload.segments() {
+        Offload::GSO_NONE => Some(0),
+        Offload::GSO_TCP4 => Some(tso4),
+        Offload::GSO_TCP6 => Some(tso6),
+        _ => None,
+    };
+    let needed_for_ecn = if offload.gso_type & Offload::GSO_ECN != 0 { ecn } else { 0 };
+    needed.is_some_and(|needed| features & (needed | needed_for_ecn) == needed | needed_for_ecn)
 }
 
 enum Delivery {
@@ -232,9 +269,9 @@ enum Delivery {
 }
 
 /// Writes one frame into as many buffers as it needs and the driver allows.
-fn deliver(io: &mut Io<'_>, frame: &[u8]) -> Result<Delivery, Broken> {
+fn deliver(io: &mut Io<'_>, frame: &Frame) -> Result<Delivery, Broken> {
     let may_merge = io.features & F_MRG_RXBUF != 0;
-    let needed = (HEADER_LEN + frame.len()) as u64;
+    let needed = (HEADER_LEN + frame.bytes.len()) as u64;
     let mut chains = Vec::new();
     let mut room = 0;
     while room < needed {
@@ -254,20 +291,40 @@ fn deliver(io: &mut Io<'_>, frame: &[u8]) -> Result<Delivery, Broken> {
         room += chain.writable_len();
         chains.push(chain);
     }
-    let mut bytes = vec![0; HEADER_LEN];
-    if io.features & F_GUEST_CSUM != 0 && offload::is_checksum_right(frame) {
-        bytes[0] = offload::DATA_VALID;
-    }
-    bytes[10..12].copy_from_slice(&(chains.len() as u16).to_le_bytes());
-    bytes.extend_from_slice(frame);
-    let mut rest = &bytes[..];
-    for chain in &chains {
-        let len = rest.len().min(usize::try_from(chain.writable_len()).unwrap_or(usize::MAX));
-        chain.write(io.mem, 0, &rest[..len])?;
+    let header = rx_header(io.features, frame, chains.len() as u16);
+    let mut rest = &frame.bytes[..];
+    for (index, chain) in chains.iter().enumerate() {
+        let mut len = 0;
+        if index == 0 {
+            chain.write(io.mem, 0, &header)?;
+            len = header.len();
+        }
+        let room = usize::try_from(chain.writable_len()).unwrap_or(usize::MAX) - len;
+        let (part, left) = rest.split_at(rest.len().min(room));
+        chain.write(io.mem, len as u64, part)?;
+        rest = left;
+        len += part.len();
         io.push_used(RX, chain.head, len as u32)?;
-        rest = &rest[len..];
     }
     Ok(Delivery::Done)
+}
+
+/// What stands before a received frame that fills `buffer_count` buffers.
+fn rx_header(features: u64, frame: &Frame, buffer_count: u16) -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    match &frame.offload {
+        Some(offload) => header[..10].copy_from_slice(&offload.header(u16::to_le_bytes)),
+        None if features & F_GUEST_CSUM != 0 && offload::is_checksum_right(&frame.bytes) => {
+            header[0] = offload::DATA_VALID;
+        }
+        None => {}
+    }
+    header[10..].copy_from_slice(&buffer_count.to_le_bytes());
+    header
+}
+
+const fn all(features: [u64; 3]) -> u64 {
+    features[0] | features[1] | features[2]
 }
 
 fn is_frame_len(len: usize) -> bool {
@@ -281,8 +338,11 @@ const CONTROL: usize = 2;
 const HEADER_LEN: usize = 12;
 const F_CSUM: u64 = 1 << 0;
 const F_GUEST_CSUM: u64 = 1 << 1;
-/// With them `VIRTIO_NET_F_HOST_TSO4`, `HOST_TSO6` and `HOST_ECN`, which all need `F_CSUM`.
-const F_OFFLOADS: u64 = F_CSUM | F_GUEST_CSUM | 1 << 11 | 1 << 12 | 1 << 13;
+/// `VIRTIO_NET_F_GUEST_TSO4`, `GUEST_TSO6` and `GUEST_ECN`, which need `F_GUEST_CSUM`.
+const F_GUEST_TSO: [u64; 3] = [1 << 7, 1 << 8, 1 << 9];
+/// `VIRTIO_NET_F_HOST_TSO4`, `HOST_TSO6` and `HOST_ECN`, which need `F_CSUM`.
+const F_HOST_TSO: [u64; 3] = [1 << 11, 1 << 12, 1 << 13];
+const F_OFFLOADS: u64 = F_CSUM | F_GUEST_CSUM | all(F_GUEST_TSO) | all(F_HOST_TSO);
 const F_MTU: u64 = 1 << 3;
 const F_MAC: u64 = 1 << 5;
 const F_MRG_RXBUF: u64 = 1 << 15;

@@ -1,51 +1,31 @@
-//! Checksums and segmentation for the network device, so that a guest need not do them by itself.
+//! Checksums and segmentation for the network device.
 //!
-//! What leaves here is complete: every frame has its checksums and fits the segment size. A frame
-//! whose header does not fit its content is refused, and the device drops it.
+//! A driver may leave both to whoever takes its frames, and may take frames that are unfinished itself.
+//! [`complete`] does the work for a driver that takes none such: what leaves it has its checksums and fits
+//! the segment size.
 
-/// `virtio_net_hdr` as the driver sends it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct TxHeader {
-    pub(super) flags: u8,
-    pub(super) gso_type: u8,
-    /// Payload bytes of a segment.
-    pub(super) gso_size: u16,
-    /// Where the checksum begins to count.
-    pub(super) csum_start: u16,
-    /// Where it goes, counted from `csum_start`.
-    pub(super) csum_offset: u16,
-}
+use base::Offload;
 
-impl TxHeader {
-    pub(super) fn of(bytes: &[u8]) -> TxHeader {
-        let word = |at: usize| {
-            u16::from_le_bytes([
-                bytes.get(at).copied().unwrap_or(0),
-                bytes.get(at + 1).copied().unwrap_or(0),
-            ])
-        };
-        let [flags, gso_type] = word(0).to_le_bytes();
-        TxHeader { flags, gso_type, gso_size: word(4), csum_start: word(6), csum_offset: word(8) }
-    }
-}
-
-/// Driver to device: the checksum is to be filled in.
-pub(super) const NEEDS_CSUM: u8 = 1;
 /// Device to driver: the checksum was found to be right.
 pub(super) const DATA_VALID: u8 = 2;
 
-/// The complete frames that a driver's frame stands for. `None` if header and frame contradict.
-pub(super) fn complete(header: TxHeader, mut frame: Vec<u8>) -> Option<Vec<Vec<u8>>> {
-    match header.gso_type & !GSO_ECN {
-        GSO_NONE => {
-            if header.flags & NEEDS_CSUM != 0 {
-                fill_checksum(&mut frame, header.csum_start.into(), header.csum_offset.into())?;
-            }
-            Some(vec![frame])
-        }
-        GSO_TCP4 | GSO_TCP6 => segment(header, &frame),
-        _ => None,
+/// True if frame and offload fit together, so that whoever takes the frame can complete it.
+pub(super) fn is_sound(offload: &Offload, frame: &[u8]) -> bool {
+    let csum_end = usize::from(offload.csum_start) + usize::from(offload.csum_offset) + 2;
+    let has_checksum = !offload.needs_csum || csum_end <= frame.len();
+    let is_whole = offload.segments() == Offload::GSO_NONE;
+    has_checksum && (is_whole || Cut::of(offload, frame).is_some())
+}
+
+/// The complete frames that an unfinished one stands for. `None` if frame and offload contradict.
+pub(super) fn complete(offload: &Offload, mut frame: Vec<u8>) -> Option<Vec<Vec<u8>>> {
+    if offload.segments() != Offload::GSO_NONE {
+        return segment(offload, &frame);
     }
+    if offload.needs_csum {
+        fill_checksum(&mut frame, offload.csum_start.into(), offload.csum_offset.into())?;
+    }
+    Some(vec![frame])
 }
 
 /// Completes the checksum over `frame[start..]`, whose place holds the sum of the pseudo-header.
@@ -61,24 +41,41 @@ fn written(sum: u16) -> [u8; 2] {
     (if sum == u16::MAX { u16::MAX } else { !sum }).to_be_bytes()
 }
 
+/// How a TCP frame is cut into segments.
+struct Cut {
+    packet: Packet,
+    /// Where the payload starts.
+    head_len: usize,
+    segment_count: usize,
+}
+
+impl Cut {
+    fn of(offload: &Offload, frame: &[u8]) -> Option<Cut> {
+        let packet = Packet::of(frame)?;
+        let is_expected = match offload.segments() {
+            Offload::GSO_TCP4 => packet.is_ip4,
+            Offload::GSO_TCP6 => !packet.is_ip4,
+            _ => false,
+        };
+        if packet.protocol != TCP || !is_expected || offload.gso_size == 0 {
+            return None;
+        }
+        let tcp_len = usize::from(*frame.get(packet.l4 + 12)? >> 4) * 4;
+        let head_len = packet.l4 + tcp_len;
+        if tcp_len < TCP_LEN_MIN || head_len > frame.len() {
+            return None;
+        }
+        let payload_len = frame.len() - head_len;
+        let segment_count = payload_len.div_ceil(offload.gso_size.into()).max(1);
+        (segment_count <= SEGMENTS_MAX).then_some(Cut { packet, head_len, segment_count })
+    }
+}
+
 /// Cuts a TCP frame into segments of `gso_size` payload bytes.
-fn segment(header: TxHeader, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let packet = Packet::of(frame)?;
-    let is_expected = packet.is_ip4 == (header.gso_type & !GSO_ECN == GSO_TCP4);
-    if packet.protocol != TCP || !is_expected || header.gso_size == 0 {
-        return None;
-    }
-    let tcp_len = usize::from(*frame.get(packet.l4 + 12)? >> 4) * 4;
-    let head_len = packet.l4 + tcp_len;
-    if tcp_len < TCP_LEN_MIN || head_len > frame.len() {
-        return None;
-    }
+fn segment(offload: &Offload, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let Cut { packet, head_len, segment_count: count } = Cut::of(offload, frame)?;
     let (head, payload) = frame.split_at(head_len);
-    let chunk_len = usize::from(header.gso_size);
-    let count = payload.len().div_ceil(chunk_len).max(1);
-    if count > SEGMENTS_MAX {
-        return None;
-    }
+    let chunk_len = usize::from(offload.gso_size);
     let segments = (0..count).map(|index| {
         let from = index * chunk_len;
         let to = payload.len().min(from + chunk_len);
@@ -208,10 +205,6 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 
 /// Segments of one packet: enough for 64 KiB at the smallest segment size that TCP may use.
 const SEGMENTS_MAX: usize = 1024;
-const GSO_NONE: u8 = 0;
-const GSO_TCP4: u8 = 1;
-const GSO_TCP6: u8 = 4;
-const GSO_ECN: u8 = 0x80;
 const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
 const ETHERTYPE_IP4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_IP6: [u8; 2] = [0x86, 0xdd];
@@ -228,7 +221,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Headers up to TCP's end. `payload_len` goes into the lengths; checksums are left zero.
-    fn tcp_head(is_ip4: bool, payload_len: usize) -> Vec<u8> {
+    pub(in super::super) fn tcp_head(is_ip4: bool, payload_len: usize) -> Vec<u8> {
         let mut frame = vec![0x52, 0x54, 0, 1, 2, 3, 0x52, 0x54, 0, 4, 5, 6];
         let tcp_len = 32 + payload_len as u16;
         if is_ip4 {
@@ -266,8 +259,23 @@ pub(super) mod tests {
         frame
     }
 
-    fn gso(gso_type: u8) -> TxHeader {
-        TxHeader { flags: NEEDS_CSUM, gso_type, gso_size: 1000, csum_start: 0, csum_offset: 16 }
+    fn gso(gso_type: u8) -> Offload {
+        Offload {
+            needs_csum: true,
+            gso_type,
+            header_len: 0,
+            gso_size: 1000,
+            csum_start: 0,
+            csum_offset: 16,
+        }
+    }
+
+    /// What is left undone can be done, or is refused from the start.
+    fn complete(offload: Offload, frame: Vec<u8>) -> Option<Vec<Vec<u8>>> {
+        let is_sound = is_sound(&offload, &frame);
+        let frames = super::complete(&offload, frame);
+        assert!(!is_sound || frames.is_some(), "{offload:?}");
+        frames
     }
 
     #[test]
@@ -317,22 +325,19 @@ pub(super) mod tests {
         let packet = Packet::of(&whole).unwrap();
         let pseudo = fold(packet.pseudo_sum(&whole, whole.len() - 34));
         partial[40..42].copy_from_slice(&pseudo.to_be_bytes());
-        let header = TxHeader { flags: NEEDS_CSUM, csum_start: 34, csum_offset: 6, ..gso(0) };
+        let header = Offload { csum_start: 34, csum_offset: 6, ..gso(0) };
         assert_eq!(complete(header, partial.clone()), Some(vec![whole]));
         for (start, offset) in [(34, 1000), (1000, 0), (u16::MAX, u16::MAX)] {
-            let header = TxHeader { csum_start: start, csum_offset: offset, ..header };
+            let header = Offload { csum_start: start, csum_offset: offset, ..header };
             assert_eq!(complete(header, partial.clone()), None);
         }
     }
 
     #[test]
-    fn a_frame_without_requests_passes_as_it_is() {
-        assert_eq!(complete(TxHeader::default(), vec![1; 60]), Some(vec![vec![1; 60]]));
-    }
-
-    #[test]
     fn a_long_tcp_packet_becomes_segments_that_a_receiver_puts_together() {
-        for (gso_type, is_ip4) in [(GSO_TCP4 | GSO_ECN, true), (GSO_TCP6, false)] {
+        for (gso_type, is_ip4) in
+            [(Offload::GSO_TCP4 | Offload::GSO_ECN, true), (Offload::GSO_TCP6, false)]
+        {
             let payload: Vec<u8> = (0..3500u32).map(|index| (index * 7 / 3) as u8).collect();
             let mut frame = tcp_head(is_ip4, payload.len());
             let head_len = frame.len();
@@ -367,17 +372,21 @@ pub(super) mod tests {
             frame.extend([0; 10]);
             frame
         };
-        assert!(complete(gso(GSO_TCP4), frame()).is_some());
-        assert_eq!(complete(gso(GSO_TCP6), frame()), None);
+        assert!(complete(gso(Offload::GSO_TCP4), frame()).is_some());
+        assert_eq!(complete(gso(Offload::GSO_TCP6), frame()), None);
         assert_eq!(complete(gso(3), frame()), None, "UDP fragmentation was not offered");
-        assert_eq!(complete(TxHeader { gso_size: 0, ..gso(GSO_TCP4) }, frame()), None);
+        assert_eq!(complete(Offload { gso_size: 0, ..gso(Offload::GSO_TCP4) }, frame()), None);
         let mut long = tcp_head(true, 2000);
         long.extend([0; 2000]);
-        assert_eq!(complete(TxHeader { gso_size: 1, ..gso(GSO_TCP4) }, long), None, "too many");
-        assert_eq!(complete(gso(GSO_TCP4), udp_frame(b"datagram")), None);
+        assert_eq!(
+            complete(Offload { gso_size: 1, ..gso(Offload::GSO_TCP4) }, long),
+            None,
+            "too many"
+        );
+        assert_eq!(complete(gso(Offload::GSO_TCP4), udp_frame(b"datagram")), None);
         let mut short = frame();
         short[46] = 0x40;
-        assert_eq!(complete(gso(GSO_TCP4), short), None, "an impossible header length");
+        assert_eq!(complete(gso(Offload::GSO_TCP4), short), None, "an impossible header length");
     }
 
     #[test]
@@ -393,11 +402,12 @@ pub(super) mod tests {
                 frame[at] = rng.u64() as u8;
             }
             frame.truncate(14 + rng.below(frame.len() as u64) as usize);
-            let mut header = [0; 12];
+            let mut header = [0; Offload::HEADER_LEN];
             rng.fill(&mut header);
             header[1] = [0, 1, 4, 0x81, header[1]][rng.below(5) as usize];
             is_checksum_right(&frame);
-            let frames = complete(TxHeader::of(&header), frame).unwrap_or_default();
+            let offload = Offload::of(&header, u16::from_le_bytes).unwrap_or_default();
+            let frames = complete(offload, frame).unwrap_or_default();
             assert!(frames.len() <= 300);
         }
     }

@@ -20,7 +20,17 @@ fn offer_buffer(bench: &mut Bench<NetDevice>, index: u64, len: u32) -> u16 {
 }
 
 fn receive(bench: &mut Bench<NetDevice>, frames: &[Vec<u8>]) {
+    let frames = frames.iter().cloned().map(Frame::from).collect();
     bench.virtio.handle_frames(&mut bench.mem, frames);
+}
+
+/// The complete frames that were sent since the last call.
+fn take_sent(bench: &mut Bench<NetDevice>) -> Option<Vec<Vec<u8>>> {
+    let complete = |frame: Frame| {
+        assert_eq!(frame.offload, None);
+        frame.bytes
+    };
+    Some(bench.virtio.poll_frames()?.into_iter().map(complete).collect())
 }
 
 /// behaviour 124: a group of received frames is announced by one interrupt.
@@ -100,7 +110,7 @@ fn frames_without_buffers_are_held_to_a_bound_and_dropped_newest_first() {
 fn frames_for_nobody_and_of_impossible_length_are_dropped() {
     let mut net = Net::new(CONFIG);
     let mut mem = GuestMem::new(1 << 20).unwrap();
-    net.handle_frames(&mut mem, &[frame(0, 60)]);
+    net.handle_frames(&mut mem, vec![frame(0, 60).into()]);
     assert_eq!(net.rx_dropped(), 1);
     let mut bench = bench();
     receive(&mut bench, &[frame(0, 13), frame(0, FRAME_LEN_MAX + 1)]);
@@ -117,7 +127,7 @@ fn a_kick_drains_the_ring_and_its_frames_leave_as_one_batch() {
     }
     bench.kick(TX);
     let expected: Vec<Vec<u8>> = (0..5).map(|index| frame(index, 60)).collect();
-    assert_eq!(bench.virtio.poll_frames(), Some(expected));
+    assert_eq!(take_sent(&mut bench), Some(expected));
     assert_eq!(bench.virtio.poll_frames(), None);
     let heads: Vec<u16> = bench.take_used(TX).iter().map(|used| used.0).collect();
     assert_eq!(heads, [0, 2, 4, 6, 8], "descriptors return at the kick");
@@ -132,7 +142,7 @@ fn header_and_frame_may_share_a_descriptor_and_tables_may_be_indirect() {
     let parts = [Part::Out(HEADER, &bytes[..20]), Part::Out(HEADER + 0x100, &bytes[20..])];
     bench.offer_indirect(TX, 0xb_0000, &parts);
     bench.kick(TX);
-    assert_eq!(bench.virtio.poll_frames(), Some(vec![frame(9, 80), frame(9, 80)]));
+    assert_eq!(take_sent(&mut bench), Some(vec![frame(9, 80), frame(9, 80)]));
 }
 
 #[test]
@@ -165,18 +175,126 @@ fn the_driver_learns_which_checksums_are_right() {
     assert_eq!(bench.bytes(BUFFER, 1), [0]);
 }
 
+/// A header as a driver writes it, and the frame behind it.
+fn with_header(offload: &Offload, frame: &[u8]) -> Vec<u8> {
+    [&offload.header(u16::to_le_bytes)[..], &[0; 2], frame].concat()
+}
+
+fn csum() -> Offload {
+    Offload { needs_csum: true, csum_start: 34, csum_offset: 6, ..Offload::default() }
+}
+
+fn tso(gso_type: u8) -> Offload {
+    Offload {
+        needs_csum: true,
+        gso_type,
+        header_len: 66,
+        gso_size: 1448,
+        csum_start: 34,
+        csum_offset: 16,
+    }
+}
+
+/// TCP over IPv4 with 4000 bytes of payload, whose checksum is left out.
+fn tcp_frame() -> Vec<u8> {
+    let mut frame = offload::tests::tcp_head(true, 4000);
+    frame.extend((0..4000u32).map(|index| index as u8));
+    frame
+}
+
 #[test]
-fn a_checksum_is_filled_in_only_for_a_driver_that_accepted_it() {
-    let send = |without: u64| {
-        let mut bench = Bench::new(Net::new(CONFIG), without);
-        let mut bytes = vec![offload::NEEDS_CSUM, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0];
-        bytes.extend(frame(0, 60));
-        bench.offer(TX, &[Part::Out(BUFFER, &bytes)]);
+fn an_unfinished_frame_leaves_with_what_is_left_to_do() {
+    for (offload, bytes) in
+        [(csum(), frame(3, 60)), (tso(Offload::GSO_TCP4 | Offload::GSO_ECN), tcp_frame())]
+    {
+        let mut bench = bench();
+        bench.offer(TX, &[Part::Out(BUFFER, &with_header(&offload, &bytes))]);
         bench.kick(TX);
-        bench.virtio.poll_frames().unwrap()[0][40..42].to_vec()
+        let sent = bench.virtio.poll_frames();
+        assert_eq!(sent, Some(vec![Frame { offload: Some(offload), bytes }]));
+    }
+}
+
+#[test]
+fn a_driver_sends_no_unfinished_frames_of_kinds_that_it_did_not_accept() {
+    let sent = |without: u64, offload: Offload| {
+        let mut bench = Bench::new(Net::new(CONFIG), without);
+        bench.offer(TX, &[Part::Out(BUFFER, &with_header(&offload, &tcp_frame()))]);
+        bench.kick(TX);
+        (bench.virtio.poll_frames(), bench.virtio.state().device.tx_dropped)
     };
-    assert_eq!(send(F_OFFLOADS), [0, 0]);
-    assert_eq!(send(0), [0xff, 0xff]);
+    let (complete, _) = sent(F_OFFLOADS, csum());
+    assert_eq!(complete.unwrap()[0].offload, None, "the header means nothing");
+    let [tso4, tso6, ecn] = F_HOST_TSO;
+    assert_eq!(sent(tso4, tso(Offload::GSO_TCP4)), (None, 1));
+    assert_eq!(sent(ecn, tso(Offload::GSO_TCP4 | Offload::GSO_ECN)), (None, 1));
+    assert!(sent(ecn | tso6, tso(Offload::GSO_TCP4)).0.is_some());
+}
+
+#[test]
+fn unfinished_frames_that_contradict_themselves_are_dropped() {
+    let is_sent = |offload: Offload, bytes: &[u8]| {
+        let mut bench = bench();
+        bench.offer(TX, &[Part::Out(BUFFER, &with_header(&offload, bytes))]);
+        bench.kick(TX);
+        assert_eq!(bench.take_used(TX).len(), 1);
+        bench.virtio.poll_frames().is_some()
+    };
+    let tso4 = tso(Offload::GSO_TCP4);
+    assert!(is_sent(tso4, &tcp_frame()));
+    assert!(!is_sent(Offload { csum_start: 4100, ..tso4 }, &tcp_frame()));
+    assert!(!is_sent(Offload { csum_offset: u16::MAX, ..csum() }, &frame(0, 60)));
+    assert!(!is_sent(Offload { gso_size: 0, ..tso4 }, &tcp_frame()));
+    assert!(!is_sent(Offload { gso_size: 1, ..tso4 }, &tcp_frame()), "too many segments");
+    assert!(!is_sent(tso(Offload::GSO_TCP6), &tcp_frame()));
+    assert!(!is_sent(tso(Offload::GSO_UDP_L4), &tcp_frame()));
+    assert!(!is_sent(tso4, &tcp_frame()[..60]), "a header cut short");
+    assert!(!is_sent(tso4, &offload::tests::udp_frame(b"datagram")));
+}
+
+fn receive_unfinished(bench: &mut Bench<NetDevice>, offload: Offload, bytes: &[u8]) {
+    for index in 0..4 {
+        offer_buffer(bench, index, 1526);
+    }
+    let frame = Frame { offload: Some(offload), bytes: bytes.to_vec() };
+    bench.virtio.handle_frames(&mut bench.mem, vec![frame]);
+}
+
+#[test]
+fn an_unfinished_frame_reaches_a_driver_that_takes_it_as_it_is() {
+    let mut bench = bench();
+    let (offload, bytes) = (tso(Offload::GSO_TCP4), tcp_frame());
+    receive_unfinished(&mut bench, offload, &bytes);
+    let lens: Vec<u32> = bench.take_used(RX).iter().map(|used| used.1).collect();
+    assert_eq!(lens, [1526, 1526, 1026]);
+    let mut first = with_header(&offload, &bytes[..1514]);
+    first[10] = 3;
+    assert_eq!(bench.bytes(BUFFER, 1526), first);
+    let last = &bytes[bytes.len() - 1026..];
+    assert_eq!(bench.bytes(BUFFER + 0x2000, 1026), last);
+}
+
+#[test]
+fn an_unfinished_frame_is_completed_for_a_driver_that_does_not_take_it() {
+    let [tso4, _, ecn] = F_GUEST_TSO;
+    let plain = tso(Offload::GSO_TCP4);
+    for (without, offload) in [
+        (tso4, plain),
+        (F_GUEST_CSUM, plain),
+        (ecn, Offload { gso_type: plain.gso_type | Offload::GSO_ECN, ..plain }),
+    ] {
+        let mut bench = Bench::new(Net::new(CONFIG), without);
+        receive_unfinished(&mut bench, offload, &tcp_frame());
+        let lens: Vec<u32> = bench.take_used(RX).iter().map(|used| used.1).collect();
+        assert_eq!(lens, [1526, 1526, 1182], "three segments with a header each");
+        assert_eq!(bench.bytes(BUFFER + 1, 9), [0; 9], "nothing is left to do");
+    }
+    let mut bench = Bench::new(Net::new(CONFIG), F_GUEST_CSUM);
+    receive_unfinished(&mut bench, csum(), &frame(0, 60));
+    assert_eq!(bench.take_used(RX), [(0, 72)]);
+    assert_eq!(bench.bytes(BUFFER + 12 + 40, 2), [0xff, 0xff]);
+    receive_unfinished(&mut bench, csum(), &frame(0, 20));
+    assert_eq!((bench.take_used(RX), bench.virtio.rx_dropped()), (vec![], 1));
 }
 
 /// behaviour 51: the driver is asked to announce itself and acknowledges.
@@ -239,8 +357,8 @@ fn a_saved_device_goes_on_where_it_was_and_impossible_states_are_refused() {
         change(&mut state);
         Net::restore(CONFIG, state).is_err()
     };
-    assert!(refused(|s| s.device.rx_held.push_back(Vec::new())));
-    assert!(refused(|s| s.device.rx_held.resize(RX_HELD_MAX + 1, vec![0; 60])));
+    assert!(refused(|s| s.device.rx_held.push_back(Frame::default())));
+    assert!(refused(|s| s.device.rx_held.resize(RX_HELD_MAX + 1, vec![0; 60].into())));
     assert!(refused(|s| s.transport.queues.clear()));
     assert!(refused(|s| s.transport.queues[0].size = 3));
     assert!(refused(|s| s.transport.queues[0].size = 512));
@@ -272,8 +390,12 @@ fn random_rings_do_no_harm() {
         |bench, rng| {
             sent += bench.virtio.poll_frames().map_or(0, |frames| frames.len());
             if rng.one_in(3) {
-                let len = rng.below(2000) as usize;
-                bench.virtio.handle_frames(&mut bench.mem, &[frame(0x55, len)]);
+                let bytes = frame(0x55, rng.below(2000) as usize);
+                let mut header = [0; Offload::HEADER_LEN];
+                rng.fill(&mut header);
+                let offload = Offload::of(&header, u16::from_le_bytes);
+                let offload = offload.filter(|_| rng.one_in(2));
+                bench.virtio.handle_frames(&mut bench.mem, vec![Frame { offload, bytes }]);
             }
             if rng.one_in(10) {
                 bench.virtio.handle_announce();
