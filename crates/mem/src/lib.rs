@@ -164,6 +164,14 @@ impl GuestMem {
         self.map.copy_within(from.0, to.0, len);
     }
 
+    /// Writes `count` times `value`, one after the other. Marks nothing, like [`GuestMem::store`].
+    ///
+    /// # Panics
+    /// If the values do not lie inside RAM.
+    pub fn fill<T: Pod>(&mut self, offset: RamOffset, value: T, count: u64) {
+        self.map.fill(offset.0, value, count);
+    }
+
     /// True if [`GuestMem::store`] may be used on this RAM page: it is already marked as written
     /// and nobody watches it.
     #[inline]
@@ -336,6 +344,22 @@ mod tests {
         assert_eq!(mem.marks_mut().take_written(), [3]);
         assert!(!mem.is_plain_store_page(3));
         assert!(mem.marks().is_touched(3));
+    }
+
+    #[test]
+    fn a_fill_writes_its_values_and_nothing_else() {
+        let mut mem = GuestMem::new(1 << 20).unwrap();
+        mem.fill(RamOffset(0x1001), 0x1122_u16, 3);
+        let mut bytes = [0; 8];
+        mem.read(Gpa(0x1000), &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 0x22, 0x11, 0x22, 0x11, 0x22, 0x11, 0]);
+        mem.fill(RamOffset((1 << 20) - 8), 1u64, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "RAM access")]
+    fn a_fill_beyond_ram_is_our_mistake() {
+        GuestMem::new(1 << 20).unwrap().fill(RamOffset((1 << 20) - 8), 1u64, 2);
     }
 
     #[test]

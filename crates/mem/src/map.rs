@@ -93,6 +93,20 @@ impl Mapping {
         }
     }
 
+    pub(crate) fn fill<T: Pod>(&mut self, offset: u64, value: T, count: u64) {
+        let count = count as usize;
+        let len = count.checked_mul(size_of::<T>()).unwrap_or_else(|| outside(offset, count));
+        self.check(offset, len);
+        for index in 0..count {
+            // SAFETY: `check` showed that `count` values from `offset` on lie inside the mapping, and
+            // `&mut self` excludes every other access.
+            unsafe {
+                let place = self.base.add(offset as usize).cast::<T>().add(index);
+                place.write_unaligned(value);
+            }
+        }
+    }
+
     pub(crate) fn page(&self, page: u64) -> &[u8; PAGE_SIZE as usize] {
         let offset = page << PAGE_SHIFT;
         self.check(offset, PAGE_SIZE as usize);

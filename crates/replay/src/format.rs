@@ -34,7 +34,9 @@ impl Entry {
     /// About how much memory it takes.
     pub(crate) fn held_bytes(&self) -> usize {
         let data = match &self.body {
-            Body::Event(Event::FramesReceived { frames, .. }) => frames.iter().map(Vec::len).sum(),
+            Body::Event(Event::FramesReceived { frames, .. }) => {
+                frames.iter().map(|frame| frame.bytes.len()).sum()
+            }
             Body::Event(Event::DiskDone { result: DiskResult::Data(data), .. }) => data.len(),
             Body::Event(Event::ConsoleInput { bytes, .. } | Event::Entropy { bytes }) => {
                 bytes.len()

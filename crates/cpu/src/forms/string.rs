@@ -117,6 +117,34 @@ fn repeat_by_count(
     }
 }
 
+/// Repeats an upward MOVS or STOS by its count, in chunks where `chunks` finds both sides in the TLB. Where it
+/// does not, an iteration brings them there.
+#[inline(never)]
+fn repeat_in_chunks(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    op: &Op,
+    chunks: Iteration,
+    iteration: Iteration,
+) -> Result<(), Fault> {
+    if cpu.index(op, RCX) == 0 {
+        return Ok(());
+    }
+    loop {
+        chunks(cpu, env, op)?;
+        iteration(cpu, env, op)?;
+        let count = cpu.index(op, RCX) - 1;
+        cpu.set_index(op, RCX, count);
+        if count == 0 {
+            return Ok(());
+        }
+        cpu.block_icount += 1;
+        if cpu.now().0 >= cpu.rep_until || cpu.attention {
+            return Err(Fault::UNFINISHED);
+        }
+    }
+}
+
 /// How many iterations a chunk may have: by the count, the budget and what is left of a page.
 fn chunk_len<T: Word>(cpu: &Cpu, op: &Op, linear: u64) -> u64 {
     let left_in_page = (4096 - (linear & 0xfff)) / size_of::<T>() as u64;
@@ -153,7 +181,7 @@ fn movs_once<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), F
 
 fn movs<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     if may_chunk(cpu, op) {
-        move_chunks::<T>(cpu, env, op)?;
+        return repeat_in_chunks(cpu, env, op, move_chunks::<T>, movs_once::<T>);
     }
     repeat(cpu, env, op, Until::Count, movs_once::<T>)
 }
@@ -194,7 +222,7 @@ fn stos_once<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), F
 
 fn stos<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     if may_chunk(cpu, op) {
-        store_chunks::<T>(cpu, env, op)?;
+        return repeat_in_chunks(cpu, env, op, store_chunks::<T>, stos_once::<T>);
     }
     repeat(cpu, env, op, Until::Count, stos_once::<T>)
 }
@@ -210,10 +238,7 @@ fn store_chunks<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<()
         if len == 0 || at > 4095 {
             return Ok(());
         }
-        let size = size_of::<T>() as u64;
-        for n in 0..len {
-            env.mem.store(RamOffset(entry.ram + at + n * size), value);
-        }
+        env.mem.fill(RamOffset(entry.ram + at), value, len);
         cpu.advance::<T>(op, RDI, len);
         finish_chunk(cpu, op, len)?;
     }
