@@ -4,8 +4,8 @@
 mod common;
 
 use common::script::{
-    ALIVE, CONSOLE, DATA, DESC, DISK, INDIRECT, NEEDS_RESET, NET, NEXT, NOT_RAM, RNG, STATUS,
-    Script, TABLE, USED, WRITE,
+    ALIVE, CONSOLE, DATA, DESC, DISK, INDIRECT, INTERRUPT_STATUS, NEEDS_RESET, NET, NEXT, NOT_RAM,
+    RNG, STATUS, Script, TABLE, USED, WRITE,
 };
 use common::{Folder, finish, sparse};
 
@@ -61,6 +61,8 @@ fn break_rings(script: &mut Script, window: u32, queue: u32) {
     for wrong in wrongs {
         script.start(window, queue);
         wrong(script, window, queue);
+        // A network device looks at its ring only a while after the kick.
+        script.wait(window + INTERRUPT_STATUS);
         script.show(window + STATUS, NEEDS_RESET);
         // It stays so, whatever the driver does but resetting it.
         script.desc(DESC, 0, [DATA, 0], whole_ram, WRITE);
@@ -76,6 +78,9 @@ fn break_rings(script: &mut Script, window: u32, queue: u32) {
         script.write(window + 0x44, 1);
         script.desc(DESC, 0, [DATA, 0], 16, if window == RNG { WRITE } else { 0 });
         script.offer(window, queue, 0, 1);
+        if window == NET {
+            script.wait(window + INTERRUPT_STATUS);
+        }
     }
     // Queues and registers that there are not.
     script.start(window, queue);

@@ -31,6 +31,9 @@ use crate::slots::{Slots, SlotsState};
 const SERIAL_BATCH_BYTES: usize = 1024;
 /// Serial output is handed out when it has waited this long, in guest nanoseconds.
 const SERIAL_DELAY_NS: u64 = 1_000_000;
+/// Frames that the guest sends are handed out when they have waited this long, in guest nanoseconds, or when
+/// the guest halts: so that one output, and one kick by the guest, stands for many.
+const FRAMES_DELAY_NS: u64 = 50_000;
 /// How often in a row a virtual clock jumps without the CPU waking: a guest that sleeps with its
 /// interrupts off while a timer ticks is as good as dead, and `run` has to end.
 const JUMPS_MAX: u32 = 1 << 16;
@@ -53,6 +56,8 @@ struct OwnState {
     serial: Vec<u8>,
     /// When they have waited long enough.
     serial_due_ns: Option<u64>,
+    /// When the frames that network devices have to send have waited long enough.
+    frames_due_ns: Option<u64>,
     /// Outputs that nobody has polled yet.
     outputs: VecDeque<Output>,
     power: Option<Power>,
@@ -155,8 +160,9 @@ impl Board {
     }
 
     /// Power-cycles the devices. Guest time, outputs and the disks' requests in flight stay.
-    pub(crate) fn reset(&mut self, config: &MachineConfig) {
+    pub(crate) fn reset(&mut self, mem: &mut GuestMem, config: &MachineConfig) {
         self.flush_serial();
+        self.send_frames(mem);
         let mut old = std::mem::replace(self, Board::new(config));
         old.slots.reset();
         self.slots = old.slots;
@@ -172,8 +178,9 @@ impl Board {
         self.own.off
     }
 
-    pub(crate) fn set_off(&mut self, off: Off) {
+    pub(crate) fn set_off(&mut self, mem: &mut GuestMem, off: Off) {
         self.flush_serial();
+        self.send_frames(mem);
         self.own.off = Some(off);
     }
 
@@ -213,6 +220,7 @@ impl Board {
             self.rtc.next_deadline_ns(),
             self.pm.next_deadline_ns(),
             self.own.serial_due_ns,
+            self.own.frames_due_ns,
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -230,7 +238,7 @@ impl Board {
     }
 
     /// Lets every timer see the time, in this order.
-    pub(crate) fn handle_time(&mut self, now: Icount) {
+    pub(crate) fn handle_time(&mut self, mem: &mut GuestMem, now: Icount) {
         let now_ns = self.ns_at(now);
         self.interrupts.handle_time(now_ns);
         self.pit.handle_time(now_ns);
@@ -239,13 +247,21 @@ impl Board {
         if self.own.serial_due_ns.is_some_and(|due| due <= now_ns) {
             self.flush_serial();
         }
+        if self.own.frames_due_ns.is_some_and(|due| due <= now_ns) {
+            self.send_frames(mem);
+        }
         self.update_lines();
     }
 
-    /// The CPU waits in HLT: hands out what it wrote, and with a virtual clock jumps to the next
-    /// deadline, unless an answer is awaited from outside. Returns true if guest time has moved.
-    pub(crate) fn handle_halt(&mut self, now: Icount) -> bool {
+    /// The CPU waits in HLT: hands out what it wrote and sends what waits, and with a virtual clock jumps to
+    /// the next deadline, unless an answer is awaited from outside. Returns true if it may wait no longer.
+    pub(crate) fn handle_halt(&mut self, mem: &mut GuestMem, now: Icount) -> bool {
         self.flush_serial();
+        if self.own.frames_due_ns.is_some() {
+            self.send_frames(mem);
+            self.update_lines();
+            return true;
+        }
         let stays = self.mode == ClockMode::Real || self.slots.awaits_answer();
         if stays || self.own.jumps >= JUMPS_MAX {
             return false;
@@ -256,10 +272,16 @@ impl Board {
         true
     }
 
-    pub(crate) fn set_anchor(&mut self, now: Icount, guest_ns: u64, ns_per_step_q32: u64) {
+    pub(crate) fn set_anchor(
+        &mut self,
+        mem: &mut GuestMem,
+        now: Icount,
+        guest_ns: u64,
+        ns_per_step_q32: u64,
+    ) {
         self.own.jumps = 0;
         self.own.clock.set_anchor(now, guest_ns, ns_per_step_q32);
-        self.handle_time(now);
+        self.handle_time(mem, now);
     }
 
     /// Any event but an anchor and a reset.
@@ -279,7 +301,7 @@ impl Board {
             }
             Event::Entropy { bytes } => self.slots.handle_entropy(mem, &bytes),
             Event::Control(Control::PowerButton) => self.pm.handle_power_button(),
-            Event::Control(Control::PowerOff) => self.set_off(Off::PoweredOff),
+            Event::Control(Control::PowerOff) => self.set_off(mem, Off::PoweredOff),
             Event::Control(Control::Announce) => self.slots.handle_announce(),
             Event::Control(Control::Reset) | Event::Anchor { .. } => {
                 unreachable!("the machine handles these itself")
@@ -294,6 +316,12 @@ impl Board {
         let config = AcpiConfig { base: Gpa(layout::FIRMWARE), virtio_count: self.slots.count() };
         let tables = devices::acpi::build(config);
         BoardTables { rsdp: tables.rsdp, pieces: tables.pieces }
+    }
+
+    fn send_frames(&mut self, mem: &mut GuestMem) {
+        self.own.frames_due_ns = None;
+        self.slots.send_frames(mem);
+        self.slots.collect_outputs(&mut self.own.outputs);
     }
 
     fn flush_serial(&mut self) {
@@ -331,6 +359,9 @@ impl Board {
     /// After the guest touched a device: lines, and whether the slice has to end here.
     fn touched(&mut self, now: Icount) {
         self.slots.collect_outputs(&mut self.own.outputs);
+        if self.own.frames_due_ns.is_none() && self.slots.waits_to_send() {
+            self.own.frames_due_ns = Some(self.ns_at(now).saturating_add(FRAMES_DELAY_NS));
+        }
         self.update_lines();
         if self.has_output() || self.own.power.is_some() || self.next_deadline() < self.slice_end {
             self.stop_requested = true;

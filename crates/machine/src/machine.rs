@@ -241,7 +241,7 @@ impl Machine {
         let now = self.cpu.icount();
         match event {
             Event::Anchor { guest_ns, ns_per_step_q32 } => {
-                self.board.set_anchor(now, guest_ns, ns_per_step_q32);
+                self.board.set_anchor(&mut self.mem, now, guest_ns, ns_per_step_q32);
             }
             Event::Control(Control::Reset) => self.reset(),
             other => self.board.handle_event(&mut self.mem, other),
@@ -255,16 +255,16 @@ impl Machine {
         loop {
             let now = self.cpu.icount();
             self.pristine = false;
-            self.board.handle_time(now);
+            self.board.handle_time(&mut self.mem, now);
             match self.board.take_power() {
                 Some(Power::Reset) => self.reset(),
-                Some(Power::Off(off)) => self.board.set_off(off),
+                Some(Power::Off(off)) => self.board.set_off(&mut self.mem, off),
                 None if self.cpu.sys().is_shut_down => self.reset(),
                 None => {}
             }
             let waits = self.waits_in_halt();
-            if waits && self.board.handle_halt(now) {
-                continue; // guest time has moved
+            if waits && self.board.handle_halt(&mut self.mem, now) {
+                continue; // guest time has moved, or a device was at work
             }
             if self.board.has_output() {
                 return Stop::OutputsReady;
@@ -362,9 +362,9 @@ impl Machine {
     /// guest time go on; the disks' requests in flight stay in flight.
     fn reset(&mut self) {
         if !self.config.reboots {
-            return self.board.set_off(Off::Reset);
+            return self.board.set_off(&mut self.mem, Off::Reset);
         }
-        self.board.reset(&self.config);
+        self.board.reset(&mut self.mem, &self.config);
         let touched: Vec<u64> = self.mem.marks().touched().collect();
         for page in touched {
             if !self.mem.is_zero_page(page) {

@@ -211,6 +211,15 @@ impl Slots {
         }
     }
 
+    /// True if the guest has frames to send that no network device has taken yet.
+    pub(crate) fn waits_to_send(&self) -> bool {
+        self.nics.iter().any(Net::waits_to_send)
+    }
+
+    pub(crate) fn send_frames(&mut self, mem: &mut GuestMem) {
+        self.nics.iter_mut().for_each(|nic| nic.send_waiting(mem));
+    }
+
     pub(crate) fn handle_disk_done(
         &mut self,
         mem: &mut GuestMem,

@@ -21,6 +21,7 @@ pub(crate) const NEXT: u32 = 1;
 pub(crate) const WRITE: u32 = 2;
 pub(crate) const INDIRECT: u32 = 4;
 
+pub(crate) const INTERRUPT_STATUS: u32 = 0x60;
 pub(crate) const STATUS: u32 = 0x70;
 pub(crate) const ALIVE: u32 = 0x0f;
 pub(crate) const NEEDS_RESET: u32 = 0x4f;

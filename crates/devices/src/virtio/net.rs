@@ -1,7 +1,8 @@
 //! Virtio network device (virtio 1.2, section 5.1), with one queue pair.
 //!
-//! A transmit kick drains its ring at once: the chains go back to the driver and all frames leave as one
-//! batch ([`Net::poll_frames`]). Received frames enter RAM, announced by one interrupt, when
+//! After a transmit kick the ring waits until [`Net::send_waiting`] is called, without another kick. Then it is
+//! drained at once: the chains go back to the driver and all frames leave as one batch
+//! ([`Net::poll_frames`]). Received frames enter RAM, announced by one interrupt, when
 //! [`Net::handle_frames`] is called; those that find no buffer wait, up to a bound, and are dropped
 //! beyond it, newest first. The link is always up, and every frame is passed on whatever its address.
 //!
@@ -46,6 +47,8 @@ pub struct NetState {
     pub rx_dropped: u64,
     /// Frames that the driver sent and that were too short, too long or contradict their header.
     pub tx_dropped: u64,
+    /// The driver has kicked its transmit ring, which is not drained yet.
+    pub tx_waits: bool,
     /// Sent frames that the board has not taken, oldest first.
     pub tx: Vec<Frame>,
 }
@@ -82,7 +85,21 @@ impl Net {
         self.with_io(mem, |device, io| device.fill(io));
     }
 
-    /// The frames sent since the last call, oldest first: called after each kick, those of that kick.
+    /// True if the driver has kicked its transmit ring since [`Net::send_waiting`].
+    #[must_use]
+    pub fn waits_to_send(&self) -> bool {
+        self.device().state.tx_waits
+    }
+
+    /// Sends what is in the transmit ring.
+    pub fn send_waiting(&mut self, mem: &mut GuestMem) {
+        if std::mem::take(&mut self.device_mut().state.tx_waits) {
+            self.with_io(mem, |device, io| device.send(io));
+        }
+    }
+
+    /// The frames sent since the last call, oldest first: called after each [`Net::send_waiting`], those of
+    /// that call.
     pub fn poll_frames(&mut self) -> Option<Vec<Frame>> {
         let frames = std::mem::take(&mut self.device_mut().state.tx);
         (!frames.is_empty()).then_some(frames)
@@ -139,13 +156,17 @@ impl Backend for NetDevice {
     fn handle_kick(&mut self, io: &mut Io<'_>, queue: usize) -> Result<(), Broken> {
         match queue {
             RX => self.fill(io),
-            TX => self.send(io),
+            TX => {
+                self.state.tx_waits = true;
+                Ok(())
+            }
             _ => self.control(io),
         }
     }
 
     fn reset(&mut self) {
         self.state.announce = false;
+        self.state.tx_waits = false;
         self.state.rx_held.clear();
     }
 

@@ -24,6 +24,12 @@ fn receive(bench: &mut Bench<NetDevice>, frames: &[Vec<u8>]) {
     bench.virtio.handle_frames(&mut bench.mem, frames);
 }
 
+/// Kicks the transmit ring and lets the wait after it pass.
+fn send(bench: &mut Bench<NetDevice>) {
+    bench.kick(TX);
+    bench.virtio.send_waiting(&mut bench.mem);
+}
+
 /// The complete frames that were sent since the last call.
 fn take_sent(bench: &mut Bench<NetDevice>) -> Option<Vec<Vec<u8>>> {
     let complete = |frame: Frame| {
@@ -119,18 +125,54 @@ fn frames_for_nobody_and_of_impossible_length_are_dropped() {
 
 /// behaviours 31 and 123: one kick is one operation, whatever number of frames the ring holds.
 #[test]
-fn a_kick_drains_the_ring_and_its_frames_leave_as_one_batch() {
+fn the_ring_is_drained_at_once_and_its_frames_leave_as_one_batch() {
     let mut bench = bench();
     for index in 0..5u8 {
         let at = BUFFER + u64::from(index) * 0x1000;
         bench.offer(TX, &[Part::Out(HEADER, &[0; 12]), Part::Out(at, &[index; 60])]);
     }
-    bench.kick(TX);
+    send(&mut bench);
     let expected: Vec<Vec<u8>> = (0..5).map(|index| frame(index, 60)).collect();
     assert_eq!(take_sent(&mut bench), Some(expected));
     assert_eq!(bench.virtio.poll_frames(), None);
     let heads: Vec<u16> = bench.take_used(TX).iter().map(|used| used.0).collect();
     assert_eq!(heads, [0, 2, 4, 6, 8], "descriptors return at the kick");
+}
+
+/// behaviours 31 and 123: until the frames leave nothing changes in RAM, so that the driver does not kick again.
+#[test]
+fn frames_wait_after_a_kick_and_no_second_one_is_asked_for() {
+    let mut bench = bench();
+    let avail_event = |bench: &Bench<NetDevice>| -> u16 {
+        bench.mem.read_obj(base::Gpa(ring(TX).used + 4 + u64::from(QUEUE_SIZE) * 8)).unwrap()
+    };
+    // What was in the ring when the driver started counts as kicked.
+    bench.virtio.send_waiting(&mut bench.mem);
+    assert!(!bench.virtio.waits_to_send());
+    bench.offer(TX, &[Part::Out(BUFFER, &[0; 72])]);
+    bench.kick(TX);
+    assert!(bench.virtio.waits_to_send());
+    bench.offer(TX, &[Part::Out(BUFFER, &[0; 72])]);
+    assert_eq!(
+        (take_sent(&mut bench), bench.take_used(TX), avail_event(&bench)),
+        (None, vec![], 0)
+    );
+    bench.virtio.send_waiting(&mut bench.mem);
+    assert!(!bench.virtio.waits_to_send());
+    assert_eq!(take_sent(&mut bench).map(|frames| frames.len()), Some(2));
+    assert_eq!((bench.take_used(TX).len(), avail_event(&bench)), (2, 2));
+    bench.virtio.send_waiting(&mut bench.mem);
+    assert_eq!(take_sent(&mut bench), None);
+}
+
+#[test]
+fn a_driver_that_resets_the_device_while_frames_wait_sends_none_of_them() {
+    let mut bench = bench();
+    bench.offer(TX, &[Part::Out(BUFFER, &[0; 72])]);
+    bench.kick(TX);
+    bench.start(0);
+    bench.virtio.send_waiting(&mut bench.mem);
+    assert_eq!((take_sent(&mut bench), bench.take_used(TX)), (None, vec![]));
 }
 
 #[test]
@@ -141,7 +183,7 @@ fn header_and_frame_may_share_a_descriptor_and_tables_may_be_indirect() {
     bench.offer(TX, &[Part::Out(BUFFER, &bytes)]);
     let parts = [Part::Out(HEADER, &bytes[..20]), Part::Out(HEADER + 0x100, &bytes[20..])];
     bench.offer_indirect(TX, 0xb_0000, &parts);
-    bench.kick(TX);
+    send(&mut bench);
     assert_eq!(take_sent(&mut bench), Some(vec![frame(9, 80), frame(9, 80)]));
 }
 
@@ -154,7 +196,7 @@ fn sent_frames_of_impossible_length_or_kind_are_dropped() {
     let mut bytes = vec![0, 9];
     bytes.resize(72, 0);
     bench.offer(TX, &[Part::Out(BUFFER, &bytes)]);
-    bench.kick(TX);
+    send(&mut bench);
     assert_eq!(bench.virtio.poll_frames(), None);
     assert_eq!((bench.virtio.state().device.tx_dropped, bench.take_used(TX).len()), (4, 4));
 }
@@ -209,7 +251,7 @@ fn an_unfinished_frame_leaves_with_what_is_left_to_do() {
     {
         let mut bench = bench();
         bench.offer(TX, &[Part::Out(BUFFER, &with_header(&offload, &bytes))]);
-        bench.kick(TX);
+        send(&mut bench);
         let sent = bench.virtio.poll_frames();
         assert_eq!(sent, Some(vec![Frame { offload: Some(offload), bytes }]));
     }
@@ -220,7 +262,7 @@ fn a_driver_sends_no_unfinished_frames_of_kinds_that_it_did_not_accept() {
     let sent = |without: u64, offload: Offload| {
         let mut bench = Bench::new(Net::new(CONFIG), without);
         bench.offer(TX, &[Part::Out(BUFFER, &with_header(&offload, &tcp_frame()))]);
-        bench.kick(TX);
+        send(&mut bench);
         (bench.virtio.poll_frames(), bench.virtio.state().device.tx_dropped)
     };
     let (complete, _) = sent(F_OFFLOADS, csum());
@@ -236,7 +278,7 @@ fn unfinished_frames_that_contradict_themselves_are_dropped() {
     let is_sent = |offload: Offload, bytes: &[u8]| {
         let mut bench = bench();
         bench.offer(TX, &[Part::Out(BUFFER, &with_header(&offload, bytes))]);
-        bench.kick(TX);
+        send(&mut bench);
         assert_eq!(bench.take_used(TX).len(), 1);
         bench.virtio.poll_frames().is_some()
     };
@@ -396,6 +438,9 @@ fn random_rings_do_no_harm() {
                 let offload = Offload::of(&header, u16::from_le_bytes);
                 let offload = offload.filter(|_| rng.one_in(2));
                 bench.virtio.handle_frames(&mut bench.mem, vec![Frame { offload, bytes }]);
+            }
+            if rng.one_in(2) {
+                bench.virtio.send_waiting(&mut bench.mem);
             }
             if rng.one_in(10) {
                 bench.virtio.handle_announce();
