@@ -27,6 +27,7 @@ pub enum Message {
         /// Where the piece belongs; pieces come in order.
         offset: u64,
         /// At most [`CHUNK_LEN_MAX`] bytes.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// Backup: the start state is loaded and has this digest.
@@ -177,6 +178,7 @@ pub struct Entry {
     /// Whether the protocol has to look at it.
     pub kind: EntryKind,
     /// The entry as the event log has it. At most [`ENTRY_LEN_MAX`] bytes.
+    #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
 }
 

@@ -101,6 +101,8 @@ pub struct Conn {
     unsent: VecDeque<u8>,
     /// Bytes given to [`Conn::write`] and not yet taken by the socket, roughly.
     unsent_len: usize,
+    /// Room for one read.
+    chunk: Vec<u8>,
     heartbeat_key: [u8; 32],
     peer: Option<SocketAddr>,
 }
@@ -163,6 +165,7 @@ impl Conn {
             tls: None,
             unsent: VecDeque::new(),
             unsent_len: 0,
+            chunk: vec![0; CHUNK_LEN],
             heartbeat_key: [0; 32],
             peer: None,
         })
@@ -186,6 +189,7 @@ impl Conn {
             tls: tls.map(Box::new),
             unsent: VecDeque::new(),
             unsent_len: 0,
+            chunk: vec![0; CHUNK_LEN],
             heartbeat_key,
             peer: Some(peer),
         })
@@ -222,11 +226,11 @@ impl Conn {
     /// If the connection broke, or if somebody tampered with it.
     pub fn read(&mut self, bytes: &mut Vec<u8>) -> io::Result<bool> {
         let len_max = bytes.len() + READ_LEN_MAX;
-        let mut chunk = vec![0; CHUNK_LEN];
+        let chunk = &mut self.chunk[..];
         loop {
             // What came with the end of the handshake is there before anything is read.
             if let Some(tls) = &mut self.tls
-                && !take_plaintext(tls, &mut chunk, bytes)?
+                && !take_plaintext(tls, chunk, bytes)?
             {
                 return Ok(false);
             }
@@ -235,7 +239,7 @@ impl Conn {
             }
             let read = match &mut self.tls {
                 Some(tls) => tls.read_tls(&mut self.socket),
-                None => self.socket.read(&mut chunk),
+                None => self.socket.read(chunk),
             };
             match (read, &mut self.tls) {
                 (Ok(0), _) => return Ok(false),

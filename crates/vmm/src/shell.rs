@@ -200,6 +200,14 @@ impl std::fmt::Display for Ended {
 struct Channel {
     conn: Conn,
     decoder: wire::Decoder,
+    /// Bytes may have come: the socket says so, or they came with the end of the handshake.
+    readable: bool,
+}
+
+impl Channel {
+    fn new(conn: Conn, decoder: wire::Decoder) -> Channel {
+        Channel { conn, decoder, readable: true }
+    }
 }
 
 /// A start state on its way to the backup.
@@ -238,6 +246,8 @@ pub(crate) struct Shell {
     parts: Parts,
     channel: Option<Channel>,
     heartbeat_to: Option<SocketAddr>,
+    /// The heartbeats' socket has something to read.
+    heartbeats_came: bool,
     /// Keys of the last two connections, newest last.
     heartbeat_keys: VecDeque<[u8; 32]>,
     next_backup: usize,
@@ -279,6 +289,7 @@ impl Shell {
             parts,
             channel: None,
             heartbeat_to: None,
+            heartbeats_came: false,
             heartbeat_keys: VecDeque::new(),
             next_backup: 0,
             pair_at: None,
@@ -347,10 +358,19 @@ impl Shell {
         if let Some(udp) = &self.parts.udp {
             waited.push(Waited { fd: udp.as_fd(), writable: false, ready: None });
         }
+        // Bytes that came with the handshake are there already.
+        let here = self.channel.as_ref().is_some_and(|channel| channel.readable);
+        let timeout = if here { Some(Duration::ZERO) } else { timeout };
         if let Err(error) = wait_any(&mut waited, &self.parts.wake, timeout) {
             log::error!("cannot wait for news: {error}");
             thread::sleep(Duration::from_millis(10));
         }
+        let is_readable = |waited: Waited<'_>| waited.ready.is_some_and(|ready| ready.readable);
+        let mut readable: VecDeque<bool> = waited.into_iter().map(is_readable).collect();
+        if let Some(channel) = &mut self.channel {
+            channel.readable |= readable.pop_front().unwrap_or(false);
+        }
+        self.heartbeats_came = readable.pop_front().unwrap_or(false);
     }
 
     fn do_what_is_due(&mut self) {
@@ -374,7 +394,7 @@ impl Shell {
                 self.calling = false;
                 self.heartbeat_to = conn.peer();
                 self.open_udp(conn.peer());
-                self.use_channel(Channel { conn, decoder: wire::Decoder::default() });
+                self.use_channel(Channel::new(conn, wire::Decoder::default()));
                 self.parts.node.handle_channel_opened(now());
             }
             Event::Called(Err(error)) => {
@@ -410,7 +430,7 @@ impl Shell {
             let _ = conn.flush(); // a primary that does not hear it finds a closed channel
             return false;
         }
-        self.use_channel(Channel { conn, decoder });
+        self.use_channel(Channel::new(conn, decoder));
         true
     }
 
@@ -545,7 +565,10 @@ impl Shell {
     // ---- The other side.
 
     fn read_channel(&mut self) {
-        let Some(channel) = &mut self.channel else { return };
+        let Some(channel) = self.channel.as_mut().filter(|channel| channel.readable) else {
+            return;
+        };
+        channel.readable = false;
         let open = channel.conn.read(channel.decoder.buffer());
         loop {
             let Some(channel) = &mut self.channel else { return };
@@ -575,7 +598,7 @@ impl Shell {
     }
 
     fn read_heartbeats(&mut self) {
-        let Some(udp) = &self.parts.udp else { return };
+        let Some(udp) = self.parts.udp.as_ref().filter(|_| self.heartbeats_came) else { return };
         let mut datagram = [0; wire::HEARTBEAT_LEN_MAX];
         // Nobody keeps this thread busy with datagrams.
         for _ in 0..64 {
