@@ -39,6 +39,9 @@ pub(crate) struct SuiteArgs {
     /// Rounds of `suite` and `net` to take the median of.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Rounds of `suite` and `net` that QEMU takes part in, from the first one on. [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    qemu_rounds: Option<u32>,
     /// One more flag for `lockstep run` in `suite` and `net`, such as --run-flag=--seed=1. May be repeated.
     #[arg(long = "run-flag", value_name = "FLAG", allow_hyphen_values = true)]
     run_flags: Vec<String>,
@@ -53,7 +56,17 @@ impl SuiteArgs {
     }
 
     fn rounds_text(&self) -> String {
-        if self.rounds == 1 { "one round".to_owned() } else { format!("{} rounds", self.rounds) }
+        let rounds =
+            |count| if count == 1 { "one round".to_owned() } else { format!("{count} rounds") };
+        match self.qemu_rounds.filter(|of_qemu| *of_qemu < self.rounds && !self.without_qemu) {
+            Some(of_qemu) => format!("{} ({} of QEMU)", rounds(self.rounds), rounds(of_qemu)),
+            None => rounds(self.rounds),
+        }
+    }
+
+    /// Whether it is somebody's turn in a round, the first of which is 1.
+    fn is_turn(&self, is_qemu: bool, round: u32) -> bool {
+        !is_qemu || self.qemu_rounds.is_none_or(|rounds| round <= rounds)
     }
 
     /// QEMU's version, if it takes part.
@@ -100,7 +113,8 @@ pub(crate) fn measure(
     let stage = args.stage(site, "suite", engine)?;
     let mut run = Run { stage: &stage, figures: Figures::default(), answers: BTreeMap::new() };
     for round in 1..=args.rounds {
-        for subject in &subjects {
+        let is_turn = |subject: &&Subject| args.is_turn(subject.is_qemu(), round);
+        for subject in subjects.iter().filter(is_turn) {
             eprintln!("suite: round {round} of {}, {}", args.rounds, subject.name());
             if !workloads.is_empty() {
                 run.workloads(*subject, &workloads)
@@ -108,6 +122,7 @@ pub(crate) fn measure(
             }
         }
         if with_boot {
+            let guests: Vec<Subject> = guests.iter().filter(is_turn).copied().collect();
             run.boots(&guests)?;
         }
     }

@@ -30,6 +30,10 @@ enum Server {
 }
 
 impl Server {
+    fn is_qemu(self) -> bool {
+        matches!(self, Server::Alone(subject) if subject.is_qemu())
+    }
+
     fn name(self) -> &'static str {
         match self {
             Server::Alone(subject) => subject.name(),
@@ -82,16 +86,12 @@ pub(crate) fn measure(
     let stage = args.stage(site, "net", engine)?;
     let bench = NetBench { lab, site, stage, engine, run_flags: args.run_flags.clone() };
     bench.make_tap()?;
-    let servers: Vec<Server> = SERVERS
-        .into_iter()
-        .filter(|server| match server {
-            Server::Alone(subject) => qemu.is_some() || !subject.is_qemu(),
-            Server::Unprotected | Server::Protected => true,
-        })
-        .collect();
+    let servers: Vec<Server> =
+        SERVERS.into_iter().filter(|server| qemu.is_some() || !server.is_qemu()).collect();
     let mut rates: BTreeMap<Server, Vec<Rates>> = BTreeMap::new();
     for round in 1..=args.rounds {
-        for server in &servers {
+        let is_turn = |server: &&Server| args.is_turn(server.is_qemu(), round);
+        for server in servers.iter().filter(is_turn) {
             eprintln!("net: round {round} of {}, {}", args.rounds, server.name());
             let found = match server {
                 Server::Alone(Subject::Native) => bench.native(),
