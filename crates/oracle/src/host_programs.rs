@@ -141,6 +141,8 @@ impl Writer<'_> {
                 });
             }
             3 => {
+                // A fault in the function shows the flags from before the call.
+                self.define_flags();
                 let index = self.rng.below(self.functions.len() as u64) as usize;
                 let distance = self.functions[index].wrapping_sub(self.address() + 5) as u32;
                 self.raw(&[&[0xe8], &distance.to_le_bytes()[..]].concat());
