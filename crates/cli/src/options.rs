@@ -16,6 +16,9 @@ use vmm::rundir::RunDir;
 
 use crate::exit::usage;
 
+/// Forms of instructions that are told of.
+const FORMS_TOLD_MAX: usize = 24;
+
 /// Which processes belong together, and how they know each other.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default)]
@@ -121,7 +124,8 @@ pub(crate) struct EngineArgs {
     /// What runs the guest's code on this host. The guest cannot tell, and hosts of one VM may differ. [default: auto]
     #[arg(long, value_enum, env = engines::VARIABLE)]
     pub(crate) engine: Option<EngineName>,
-    /// Say at the end who ran the guest's steps and what the caches did.
+    /// Say at the end who ran the guest's steps, what the caches did, which instructions translated code was left
+    /// for, and what the time was spent on.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub(crate) stats: Option<bool>,
 }
@@ -147,6 +151,18 @@ impl EngineArgs {
         log::info!("{} of the guest's steps; in this process:", totals.icount);
         for (name, count) in &totals.counts {
             log::info!("{count:>16} {}", name.replace('_', " "));
+        }
+        if !totals.left.is_empty() {
+            log::info!("instructions that the translator left to the interpreter one by one:");
+        }
+        for (form, count) in totals.left.iter().take(FORMS_TOLD_MAX) {
+            log::info!("{count:>16} {form}");
+        }
+        if !totals.time.is_empty() {
+            log::info!("what the machine's thread was at, in shares of the time:");
+        }
+        for (what, share) in &totals.time {
+            log::info!("{:>14.1} % {}", 100.0 * share, what.replace('_', " "));
         }
     }
 }

@@ -202,8 +202,14 @@ fn write_summary(path: &Path, report: &RunReport, exit: Exit) -> Result<()> {
         "engine": totals.map(engine_name),
         "engines_compared": totals.map(|totals| totals.comparisons),
         "counts": totals.map(counts),
+        "time": totals.map(|totals| named(&totals.time)),
+        "left": totals.map(|totals| named(&totals.left)),
     });
     write_json(path, &summary)
+}
+
+fn named<N: AsRef<str>, V: Copy + Into<serde_json::Value>>(list: &[(N, V)]) -> serde_json::Value {
+    list.iter().map(|(name, value)| (name.as_ref().to_owned(), (*value).into())).collect()
 }
 
 /// Refuses a file for a summary that could not be written at the end of a long run.
@@ -372,6 +378,7 @@ fn check(options: RunOptions) -> Result<RunConfig> {
         debug_exit: options.debug_exit == Some(true),
         no_reboot: options.no_reboot == Some(true),
         engine: options.engine.kind(),
+        profile: options.engine.stats == Some(true),
         compare,
         protection,
         site,

@@ -529,14 +529,21 @@ fn a_live_boot_on_both_engines_is_equal_at_every_comparison() {
     let (run_dir, json) = (folder.path("run"), folder.path("json"));
     let args = ["run", image.to_str().unwrap(), "--run-dir", &run_dir, "--json-to", &json];
     let append = "console=ttyS0 mitigations=off earlyprintk=ttyS0";
-    let mut vm =
-        Process::start(lockstep(&[&args[..], &["--compare", "--append", append]].concat()));
+    let mut vm = Process::start(lockstep(
+        &[&args[..], &["--compare", "--stats", "--append", append]].concat(),
+    ));
     vm.wait_for_output("Calibrating delay loop");
     vm.signal("TERM");
     assert_eq!(vm.wait().code(), Some(0), "{}", vm.errors());
     let summary = folder.json("json");
     assert!(summary["engines_compared"].as_u64() > Some(100), "{summary}");
     assert!(summary["counts"]["engine_steps"].as_u64() > Some(1_000_000), "{summary}");
+    // Where the time went is told besides, and what translated code was left for.
+    let shares = summary["time"].as_object().unwrap().values();
+    let all: f64 = shares.map(|share| share.as_f64().unwrap()).sum();
+    assert!((all - 1.0).abs() < 1e-6, "{summary}");
+    assert!(!summary["left"].as_object().unwrap().is_empty(), "{summary}");
+    assert!(vm.errors().contains("% translated"), "{}", vm.errors());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use x86::{Access, CpuModel, Cr0, Cr4, Dr7, Efer, Exception, Rflags, Vector, cpui
 use crate::code::CodeCache;
 use crate::decode::{INSTRUCTION_BYTES_MAX, name_of};
 use crate::op::Fault;
+use crate::profile::Profile;
 use crate::state::{CpuState, Seg, Segment, Shadow, SseState, SystemState, X87State};
 use crate::tlb::{Tlb, View};
 use crate::{Flags, Op};
@@ -121,6 +122,8 @@ pub struct Cpu {
     pub(crate) model: CpuModel,
     pub(crate) code: CodeCache,
     pub(crate) stats: CpuStats,
+    /// Kept when somebody asks.
+    pub(crate) profile: Option<Box<Profile>>,
 }
 
 impl Default for Cpu {
@@ -175,6 +178,7 @@ impl Cpu {
             model,
             code: CodeCache::new(),
             stats: CpuStats::default(),
+            profile: None,
         };
         cpu.set_state(&state);
         cpu

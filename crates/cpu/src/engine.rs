@@ -18,6 +18,7 @@ use x86::{Cr4, Rflags};
 use crate::access::is_canonical;
 use crate::decode::ModeKey;
 use crate::op::Env;
+use crate::profile::Doing;
 use crate::state::Seg;
 use crate::tlb::SecondLevel;
 use crate::walk::Kind;
@@ -238,7 +239,10 @@ impl Cpu {
         }
         let kind = if write { Kind::Write } else { Kind::Read };
         let losses = self.tlb.losses();
-        self.translate(env, linear, kind, self.view).ok()?;
+        self.mark(Doing::Walking);
+        let walked = self.translate(env, linear, kind, self.view);
+        self.mark(Doing::Engine);
+        walked.ok()?;
         if self.attention || self.tlb.losses() != losses {
             return None;
         }

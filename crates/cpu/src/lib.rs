@@ -18,6 +18,7 @@ mod flags;
 pub mod forms;
 mod mmx;
 mod op;
+mod profile;
 mod run;
 mod segment;
 pub mod softfloat;
@@ -38,6 +39,7 @@ pub use decode::{INSTRUCTION_BYTES_MAX, decoder_options};
 pub use engine::{CodePlace, Engine, Next};
 pub use flags::Flags;
 pub use op::{Env, Fault, Handler, Op};
+pub use profile::{Doing, Marker, Profile};
 pub use run::CpuStop;
 pub use state::{
     CpuState, F80, Mtrrs, Seg, Segment, Shadow, SseState, SystemState, TableRegister, X87State,

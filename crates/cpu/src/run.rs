@@ -19,6 +19,7 @@ use crate::code::{CodeCache, Run};
 use crate::engine::{Engine, Left, NoEngine};
 use crate::event::Event;
 use crate::op::{Env, Fault};
+use crate::profile::Doing;
 use crate::state::Shadow;
 use crate::{Bus, Cpu, Op};
 
@@ -77,7 +78,9 @@ impl Cpu {
         self.until = until.0;
         self.attention = true;
         self.index = 0;
+        self.mark(Doing::Blocks);
         let stop = self.run_blocks::<ASKS>(&mut code, &mut env, engine);
+        self.mark(Doing::Board);
         self.code = code;
         stop
     }
@@ -104,12 +107,17 @@ impl Cpu {
                 self.interpret(code, env, budget, false);
                 continue;
             }
+            self.mark(Doing::Engine);
             let left = self.ask(engine, env, budget);
             let start = self.block_icount;
             match left {
                 Left::Nothing => continue,
-                Left::Instruction(budget) => self.interpret(code, env, budget, true),
+                Left::Instruction(budget) => {
+                    self.mark(Doing::OneInstruction);
+                    self.interpret(code, env, budget, true);
+                }
                 Left::Block(budget) | Left::Unasked(budget) => {
+                    self.mark(Doing::Blocks);
                     self.interpret(code, env, budget, false);
                 }
             }
@@ -136,6 +144,9 @@ impl Cpu {
         let ops = &code.ops[first..first + usize::from(run.len)];
         match ops.first() {
             Some(op) if only_one => {
+                if let Some(profile) = &mut self.profile {
+                    profile.note_left(op);
+                }
                 self.run_ops(std::slice::from_ref(op), u16::from(op.len), 1, env);
             }
             _ => self.run_ops(ops, run.bytes, budget, env),

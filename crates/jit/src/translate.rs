@@ -46,6 +46,47 @@ pub(crate) enum Exit {
     Dropped { patch: u32 },
 }
 
+/// Why translated code was left, for counts.
+#[derive(Clone, Copy)]
+pub(crate) enum ExitKind {
+    Interpret,
+    Budget,
+    Link,
+    Goto,
+    Cross,
+    Indirect,
+    Misses,
+    Dropped,
+}
+
+impl ExitKind {
+    pub(crate) const NAMES: [&str; 8] = [
+        "exits_to_interpret_one",
+        "exits_without_budget",
+        "exits_to_link",
+        "exits_to_another_place",
+        "exits_to_another_page",
+        "exits_by_indirect_branches",
+        "exits_of_loops_that_miss",
+        "exits_of_dropped_code",
+    ];
+}
+
+impl Exit {
+    pub(crate) fn kind(&self) -> ExitKind {
+        match self {
+            Exit::Interpret => ExitKind::Interpret,
+            Exit::Budget { .. } => ExitKind::Budget,
+            Exit::Link { .. } => ExitKind::Link,
+            Exit::Goto { .. } => ExitKind::Goto,
+            Exit::Cross(_) => ExitKind::Cross,
+            Exit::Indirect { .. } => ExitKind::Indirect,
+            Exit::Misses { .. } => ExitKind::Misses,
+            Exit::Dropped { .. } => ExitKind::Dropped,
+        }
+    }
+}
+
 /// A jump to another page, which the translator can make lead there for one [`slot::KEY`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Crossing {

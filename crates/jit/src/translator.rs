@@ -2,7 +2,7 @@
 
 use std::io;
 
-use cpu::{CodePlace, Cpu, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, is_canonical};
+use cpu::{CodePlace, Cpu, Doing, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, is_canonical};
 use mem::{GuestMem, WatchedWrite};
 use rustc_hash::FxHashMap;
 use x86::Rflags;
@@ -12,7 +12,7 @@ use crate::emit::Emitter;
 use crate::frame::{Callees, Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
 use crate::probe::host_agrees;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
-use crate::translate::{Crossing, Exit, Flavour, Gen, Place, Site};
+use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Site};
 
 /// Host code that is held before everything is dropped.
 const CACHE_BYTES: usize = 256 << 20;
@@ -82,6 +82,8 @@ pub struct Translator {
     generation: u64,
     /// Longest trace, in instructions.
     trace_max: usize,
+    /// How often translated code was left, by [`ExitKind`].
+    exits: [u64; ExitKind::NAMES.len()],
 }
 
 /// What a translation is known by.
@@ -174,6 +176,7 @@ impl Translator {
             links: 0,
             generation: 0,
             trace_max: TRACE_MAX,
+            exits: [0; ExitKind::NAMES.len()],
         })
     }
 
@@ -265,6 +268,7 @@ impl Translator {
         }
         let page = place.ram.page();
         let start = (place.ram.0 & 0xfff) as u16;
+        cpu.mark(Doing::Translating);
         let trace = scan(mem.page(page), start, place.meaning, self.trace_max);
         for insn in &trace.insns {
             cpu.note_code(mem, page, usize::from(insn.at), usize::from(insn.next));
@@ -274,7 +278,9 @@ impl Translator {
             cpu.note_code(mem, page, usize::from(at), usize::from(at) + INSTRUCTION_BYTES_MAX);
         }
         let straddles = trace.end == End::Straddles(start);
-        self.translate(&trace, key, straddles, plain)
+        let block = self.translate(&trace, key, straddles, plain);
+        cpu.mark(Doing::Engine);
+        block
     }
 
     /// The host address of the instruction at a linear address, which reaches into the next page.
@@ -484,6 +490,7 @@ impl Engine for Translator {
             self.entries += 1;
             self.enter(code);
             let site = self.sites[self.context.site as usize];
+            self.exits[site.exit.kind() as usize] += 1;
             self.context.budget += u64::from(site.undo);
             let page = self.context.page;
             rip = page.wrapping_add(u64::from(site.at));
@@ -538,14 +545,16 @@ impl Engine for Translator {
     }
 
     fn stats(&self) -> Vec<(&'static str, u64)> {
-        vec![
+        let mut stats = vec![
             ("translations", self.translations),
             ("translated_bytes", self.translated_bytes),
             ("cache_flushes", self.clears),
             ("slow_accesses", self.context.slow_calls),
             ("entries", self.entries),
             ("links", self.links),
-        ]
+        ];
+        stats.extend(ExitKind::NAMES.into_iter().zip(self.exits));
+        stats
     }
 
     fn drop_code(&mut self, _: &mut Cpu, _: &mut GuestMem, write: WatchedWrite) {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use base::{Digest, Digester, Icount};
-use cpu::{Bus, Cpu, CpuState, CpuStop, Engine, Seg, Segment, TableRegister};
+use cpu::{Bus, Cpu, CpuState, CpuStop, Engine, Profile, Seg, Segment, TableRegister};
 use mem::{GuestMem, MemError};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -179,6 +179,18 @@ impl Machine {
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         let of_engine = self.engine.iter().flat_map(|engine| engine.stats());
         self.cpu.stats().list().chain(of_engine).collect()
+    }
+
+    /// Keeps a profile from now on, or none: what the thread is at, and what the engine leaves. The guest cannot
+    /// tell.
+    pub fn set_profile(&mut self, profile: Option<Profile>) {
+        self.cpu.set_profile(profile);
+    }
+
+    /// The profile, if one is kept.
+    #[must_use]
+    pub fn profile(&self) -> Option<&Profile> {
+        self.cpu.profile()
     }
 
     /// The CPU's state, to look at.

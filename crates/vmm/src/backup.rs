@@ -119,8 +119,12 @@ impl Waiting<'_> {
         }));
         self.desk.serve_unix(socket.listener.try_clone()?)?;
         let outbox = Arc::new(Outbox::new(self.wake.clone()));
-        let links =
-            Links { mailbox: mailbox.clone(), outbox: outbox.clone(), serial: hubs[0].clone() };
+        let links = Links {
+            mailbox: mailbox.clone(),
+            outbox: outbox.clone(),
+            serial: hubs[0].clone(),
+            marker: machine::Marker::default(),
+        };
         let kind = self.config.engine;
         let thread = spawn_machine(
             move || Engine::new(links, None, None).run_backup(kind),

@@ -53,6 +53,8 @@ pub struct RunConfig {
     pub no_reboot: bool,
     /// What runs the guest's code on this host.
     pub engine: EngineKind,
+    /// Look what the time is spent on.
+    pub profile: bool,
     /// Have both engines run the guest, and compare them.
     pub compare: Option<Compare>,
     /// How the VM is protected, if it is.

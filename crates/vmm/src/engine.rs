@@ -14,7 +14,7 @@ use base::{Icount, LogPos, Nanos, SeededRng};
 use engines::EngineKind;
 use ft::{Control, Pace, Progress, RunState, Speed, Window};
 use machine::event::{Console, Event, Output};
-use machine::{ClockMode, Machine, Stop};
+use machine::{ClockMode, Doing, Machine, Marker, Stop};
 use replay::format::{Body, End, Entry};
 use replay::{EngineDifference, Recorder, Replayer, Shadow};
 
@@ -47,6 +47,17 @@ pub(crate) struct Links {
     pub(crate) outbox: Arc<Outbox>,
     /// The serial console, which holds the guest up if its reader is slow.
     pub(crate) serial: Arc<ConsoleHub>,
+    /// Says what the thread is at.
+    pub(crate) marker: Marker,
+}
+
+impl Links {
+    /// Waits for news, at most so long.
+    fn wait(&self, timeout: Option<Duration>) {
+        self.marker.set(Doing::Waiting);
+        self.mailbox.wait(timeout);
+        self.marker.set(Doing::Board);
+    }
 }
 
 /// The machine's thread.
@@ -149,7 +160,7 @@ impl Engine {
                 None => true,
             };
             if waits {
-                self.links.mailbox.wait(None);
+                self.links.wait(None);
             }
         }
     }
@@ -271,7 +282,7 @@ impl Engine {
             }
             if live.pace == Pace::Stopped || live.ended {
                 self.publish(&mut live, true);
-                self.links.mailbox.wait(Some(Duration::from_nanos(IDLE_ANCHOR_NS)));
+                self.links.wait(Some(Duration::from_nanos(IDLE_ANCHOR_NS)));
                 continue;
             }
             if self.links.serial.is_full() {
@@ -281,7 +292,7 @@ impl Engine {
             }
             if let Some(wait) = live.keep_time(false) {
                 self.publish(&mut live, false);
-                self.links.mailbox.wait(Some(Duration::from_nanos(wait.0)));
+                self.links.wait(Some(Duration::from_nanos(wait.0)));
             }
             self.inject_inputs(&mut live);
             let stop = match live.run_slice() {
@@ -354,7 +365,9 @@ impl Engine {
     fn inject_inputs(&mut self, live: &mut Live) {
         if live.pacer.is_none() && live.disk_in_flight > 0 {
             // On the virtual clock a disk takes no time, so that its answers always come at one step.
+            self.links.marker.set(Doing::Waiting);
             self.links.mailbox.wait_for_disk(live.disk_in_flight);
+            self.links.marker.set(Doing::Board);
         }
         let recorder = &mut live.recorder;
         let room = |console| recorder.machine().console_room(console).min(CONSOLE_PER_EVENT_MAX);
@@ -410,10 +423,10 @@ impl Engine {
     fn wait_halted(&mut self, live: &mut Live) {
         let Some(pacer) = &live.pacer else {
             // On a virtual clock a halted guest has no timer: only an input wakes it.
-            return self.links.mailbox.wait(None);
+            return self.links.wait(None);
         };
         let wait = pacer.halt_max(now(), live.recorder.machine().next_deadline_ns());
-        self.links.mailbox.wait(Some(Duration::from_nanos(wait.0)));
+        self.links.wait(Some(Duration::from_nanos(wait.0)));
         live.keep_time(true);
     }
 

@@ -19,6 +19,7 @@ mod recording;
 pub mod replaying;
 pub mod run;
 pub mod rundir;
+mod sampler;
 mod shell;
 pub mod terminal;
 mod timeline;

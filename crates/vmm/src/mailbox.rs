@@ -12,7 +12,7 @@ use base::{Digest, Frame, Generation, Icount, LogPos, Nanos};
 use ft::{Control, Pace, Progress, RunState, Window};
 use host::Wake;
 use machine::event::{Console, Control as Switch, DiskResult, Output};
-use machine::{CpuModel, Machine, Off};
+use machine::{CpuModel, Machine, Off, Profile};
 use replay::EngineDifference;
 
 /// Frames that wait for the guest; a frame beyond them is lost, as in a full network card.
@@ -206,7 +206,7 @@ pub(crate) struct Produced {
 }
 
 /// A run in numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Totals {
     /// Steps since power-on.
     pub icount: Icount,
@@ -222,6 +222,11 @@ pub struct Totals {
     pub comparisons: u64,
     /// Counts of what CPU and engine did in this process.
     pub counts: Vec<(&'static str, u64)>,
+    /// What the machine's thread spent its time on, in shares of it, if somebody looked.
+    pub time: Vec<(&'static str, f64)>,
+    /// Forms of instructions that the engine left to the interpreter one by one, and how often, if somebody
+    /// looked.
+    pub left: Vec<(String, u64)>,
 }
 
 impl Totals {
@@ -234,6 +239,8 @@ impl Totals {
             translated: machine.has_engine(),
             comparisons: 0,
             counts: machine.counts(),
+            time: Vec::new(),
+            left: machine.profile().map(Profile::left).unwrap_or_default(),
         }
     }
 }

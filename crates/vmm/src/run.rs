@@ -18,7 +18,8 @@ use ft::{Node, Stamp};
 use host::Wake;
 use host::link::LinkError;
 use machine::{
-    BootPayload, ClockMode, CpuModel, DiskConfig, Machine, MachineConfig, MachineError, NicConfig,
+    BootPayload, ClockMode, CpuModel, DiskConfig, Machine, MachineConfig, MachineError, Marker,
+    NicConfig, Profile,
 };
 use replay::Shadow;
 
@@ -34,6 +35,7 @@ use crate::nets::Nets;
 use crate::opening::{Opening, OpeningNet, Overrides};
 use crate::recording::{Recording, RecordingError};
 use crate::rundir::RunDirError;
+use crate::sampler::Sampler;
 use crate::shell::{Arbiter, Body, Ended, Event, Parts, Post, Shell, destination};
 use crate::terminal::Terminal;
 use crate::timeline::Timeline;
@@ -172,6 +174,10 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let disks = OpenDisks::open(&config.disks, &config.vm, stamp, &to)?;
     let mut machine = Machine::new(machine_config(config, &disks), payload)?;
     machine.set_engine(engine);
+    let marker = Marker::default();
+    if config.profile {
+        machine.set_profile(Some(Profile::new(marker.clone())));
+    }
     let shadow = config.compare.map(|compare| shadow(config, compare, &machine)).transpose()?;
     let recording = config.record.as_deref().map(|path| record(path, &machine)).transpose()?;
     let macs = (0..).map(|index| default_mac(&config.mac_base, index));
@@ -194,7 +200,9 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     let terminal = Terminal::attach(&hubs[0], &mailbox, &post)?;
     let rng = (config.clock == ClockMode::Virtual).then(|| SeededRng::new(config.seed));
     let serial = hubs[0].clone();
-    let engine_links = Links { mailbox: mailbox.clone(), outbox: outbox.clone(), serial };
+    let engine_links =
+        Links { mailbox: mailbox.clone(), outbox: outbox.clone(), serial, marker: marker.clone() };
+    let sampler = config.profile.then(|| Sampler::start(marker)).transpose()?;
     let thread_body = Engine::new(engine_links, rng, recording);
     let thread = spawn_machine(move || thread_body.run_powered_on(machine, shadow), post.clone())?;
 
@@ -247,7 +255,10 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
     if config.protection.as_ref().is_some_and(|protection| !protection.backups.is_empty()) {
         shell.pair_at_power_on();
     }
-    let outcome = shell.run();
+    let mut outcome = shell.run();
+    if let (Some(sampler), Some(totals)) = (sampler, &mut outcome.totals) {
+        totals.time = sampler.finish();
+    }
     terminal.detach(outcome.ended != Ended::Stopped);
     drop(socket);
     Ok(RunReport {
