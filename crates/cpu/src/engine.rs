@@ -22,7 +22,7 @@ use crate::profile::Doing;
 use crate::state::Seg;
 use crate::tlb::SecondLevel;
 use crate::walk::Kind;
-use crate::{Cpu, CpuStats, Flags};
+use crate::{Cpu, CpuStats, Flags, X87State};
 
 /// What the interpreter does after [`Engine::run`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,6 +271,11 @@ impl Cpu {
     /// The XMM registers.
     pub fn xmm_mut(&mut self) -> &mut [u128; 16] {
         &mut self.sse.xmm
+    }
+
+    /// The x87.
+    pub fn x87_mut(&mut self) -> &mut X87State {
+        &mut self.x87
     }
 
     /// MXCSR.

@@ -24,6 +24,7 @@ pub(crate) mod reg {
 #[derive(Clone, Copy)]
 pub(crate) enum Alu {
     Add = 0,
+    Or = 1,
     And = 4,
     Sub = 5,
     Xor = 6,
@@ -305,6 +306,13 @@ impl Emitter {
         self.rex(false, 0, 0, base);
         self.raw(&[0x0f, 0xae]);
         self.modrm_mem(3, base, disp);
+    }
+
+    /// An x87 instruction with `[base + disp]`, by its opcode and the number that goes on with it.
+    pub(crate) fn x87_mem(&mut self, opcode: u8, number: u8, base: u8, disp: i32) {
+        self.rex(false, 0, 0, base);
+        self.bytes.push(opcode);
+        self.modrm_mem(number, base, disp);
     }
 
     /// A conditional branch to be filled in.

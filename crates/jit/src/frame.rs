@@ -9,6 +9,7 @@ use cpu::SecondLevel;
 
 use crate::emit::{Alu, Emitter, RegMem, cc, reg};
 use crate::memory::{TLB_HOST, TLB_RAM, TLB_WRITE};
+use crate::x87::{self, X87Context};
 
 /// Scratch: an address, then what it points to.
 pub(crate) const S: u8 = reg::R10;
@@ -79,8 +80,14 @@ pub(crate) mod slot {
     pub(crate) const KERNEL_GS: i32 = NONE_WAITS + 8;
     /// Two registers while REP runs.
     pub(crate) const REPEATED: i32 = KERNEL_GS + 8;
+    /// 1 if the host's x87 is the guest's; then also where its last instruction was, as a linear address and a place
+    /// from there, and the offset of the last operand.
+    pub(crate) const X87_HELD: i32 = REPEATED + 16;
+    pub(crate) const X87_PAGE: i32 = X87_HELD + 8;
+    pub(crate) const X87_AT: i32 = X87_PAGE + 8;
+    pub(crate) const X87_OPERAND: i32 = X87_AT + 8;
     /// The [`super::Context`].
-    pub(crate) const SHARED: i32 = REPEATED + 16;
+    pub(crate) const SHARED: i32 = X87_OPERAND + 8;
     /// The exit taken.
     pub(crate) const SITE: i32 = SHARED + 8;
     /// An indirect branch's target.
@@ -129,6 +136,7 @@ pub(crate) struct Context {
     pub(crate) whole_budget: u64,
     /// The budget with which the last loop was entered.
     pub(crate) entered: u64,
+    pub(crate) x87: X87Context,
     /// For the slow path: the CPU and its environment, while translated code runs.
     pub(crate) cpu: *mut (),
     pub(crate) env: *mut (),
@@ -168,6 +176,7 @@ impl Context {
             tsc_aux: 0,
             whole_budget: 0,
             entered: 0,
+            x87: X87Context::new(),
             cpu: std::ptr::null_mut(),
             env: std::ptr::null_mut(),
             slow_calls: 0,
@@ -177,8 +186,8 @@ impl Context {
 
 /// Where a field of the context is.
 macro_rules! at {
-    ($field:ident) => {
-        std::mem::offset_of!(crate::frame::Context, $field) as i32
+    ($($field:ident).+) => {
+        std::mem::offset_of!(crate::frame::Context, $($field).+) as i32
     };
 }
 pub(crate) use at;
@@ -243,6 +252,9 @@ pub(crate) struct Stubs {
     /// Called with a linear address in S and a cell's place in the frame in T, for a load and for a store. If the TLB
     /// knows the page, the cell does then, T is 1 and S the place on the page; otherwise T is 0. Clobbers RFLAGS.
     pub(crate) fill_cell: [u64; 2],
+    /// Called to have the guest's x87 in the host's; comes back with S = 0 if the interpreter has to do what the guest
+    /// does with it. Clobbers S, T and RFLAGS.
+    pub(crate) hold_x87: u64,
 }
 
 /// Entries of a jump table.
@@ -287,6 +299,7 @@ fn move_xmm(e: &mut Emitter, base: u8, store: bool) {
 pub(crate) struct Callees {
     pub(crate) slow: u64,
     pub(crate) time_stamp: u64,
+    pub(crate) fill_x87: u64,
 }
 
 pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
@@ -300,6 +313,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
         e.load(reg::RAX, reg::RDI, from);
         e.store(reg::RSP, to, reg::RAX);
     }
+    e.store_imm64(reg::RSP, slot::X87_HELD, 0);
     e.stmxcsr(reg::RSP, slot::MXCSR);
     e.ldmxcsr(reg::RDI, at!(mxcsr));
     e.load(S, reg::RSP, slot::XMM);
@@ -362,6 +376,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
         e.load(S, reg::RSP, from);
         e.store(T, to, S);
     }
+    x87::emit_release(e);
     e.load(S, reg::RSP, slot::XMM);
     move_xmm(e, S, true);
     e.stmxcsr(T, at!(mxcsr));
@@ -374,8 +389,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
 
     let slow = e.here();
     refill(e);
-    call_out(e, callees.slow);
-    let time_stamp = call_out(e, callees.time_stamp);
+    call_out(e, callees.slow, 0);
+    let time_stamp = call_out(e, callees.time_stamp, 0);
 
     let repin = e.here();
     e.tlb_entry(T, S, 8 + slot::TLB);
@@ -395,7 +410,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.mov_imm64(T, u64::MAX);
     e.ret();
     let fill_cell = [0, TLB_WRITE].map(|tag| fill_cell(e, tag));
-    Stubs { enter, exit, slow, time_stamp, far, leave_far, repin, fill_cell }
+    let hold_x87 = x87::emit_hold(e, callees.fill_x87);
+    Stubs { enter, exit, slow, time_stamp, far, leave_far, repin, fill_cell, hold_x87 }
 }
 
 /// The beginning of the slow path: brings an entry back from the TLB's second level and returns, or goes on behind.
@@ -485,23 +501,27 @@ fn fill_cell(e: &mut Emitter, tag: i32) -> u64 {
     start
 }
 
-/// A stub that calls a function with everything saved that is in registers.
-fn call_out(e: &mut Emitter, function: u64) -> u64 {
+/// A stub that calls a function with everything saved that is in registers. It is called with `pushed` bytes below the
+/// frame, a multiple of 16.
+pub(crate) fn call_out(e: &mut Emitter, function: u64, pushed: i32) -> u64 {
     let start = e.here();
     for r in CALLER_SAVED {
         e.push(r);
     }
-    // The return address and seven registers lie below the frame.
-    const BELOW: i32 = 64;
-    e.load(reg::RAX, reg::RSP, BELOW + slot::XMM);
+    // The return address and seven registers lie there, too.
+    let below = pushed + 64;
+    e.load(reg::RAX, reg::RSP, below + slot::XMM);
     move_xmm(e, reg::RAX, true);
-    e.load(reg::RDI, reg::RSP, BELOW + slot::SHARED);
+    e.load(reg::RDI, reg::RSP, below + slot::SHARED);
+    // What is called may use the x87 as it likes.
+    x87::emit_set_aside(e, below, reg::RDI);
     e.mov(reg::RSI, S);
     e.mov(reg::RDX, T);
     e.mov_imm64(reg::RAX, function);
     e.call_reg(reg::RAX);
     e.mov(S, reg::RAX);
-    e.load(reg::RAX, reg::RSP, BELOW + slot::XMM);
+    x87::emit_take_back(e, below, reg::RAX);
+    e.load(reg::RAX, reg::RSP, below + slot::XMM);
     move_xmm(e, reg::RAX, false);
     for r in CALLER_SAVED.into_iter().rev() {
         e.pop(r);

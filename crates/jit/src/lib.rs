@@ -15,5 +15,6 @@ mod strings;
 mod system;
 mod translate;
 mod translator;
+mod x87;
 
 pub use translator::{NotPossible, Translator};

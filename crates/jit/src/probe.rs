@@ -2,6 +2,11 @@
 //! taken from the host as they are.
 
 use std::arch::asm;
+use std::sync::LazyLock;
+
+use cpu::{F80, X87State};
+
+use crate::x87::Image;
 
 const CF: u64 = 1;
 const PF: u64 = 1 << 2;
@@ -142,10 +147,127 @@ fn overflow_agrees(op: &str, bits: u32, result: u64, after: u64) -> bool {
     after & OF == ours << 11
 }
 
+/// The condition codes of the x87's status word.
+const C0: u16 = 1 << 8;
+const C1: u16 = 1 << 9;
+const C2: u16 = 1 << 10;
+const C3: u16 = 1 << 14;
+const CODES: u16 = C0 | C1 | C2 | C3;
+/// An invalid operation, and one that is a stack fault.
+const INVALID: u16 = 1;
+const STACK_FAULT: u16 = 1 << 6 | INVALID;
+
+/// Runs instructions on an x87; gives what they leave. All arithmetic flags are set before.
+macro_rules! try_x87 {
+    ($ins:expr, $before:expr) => {
+        try_x87!($ins, $before, flags).0
+    };
+    ($ins:expr, $before:expr, flags) => {{
+        let mut after: X87State = $before.clone();
+        let mut image = Image::of(&after);
+        let mut flags: u64 = ALL;
+        // SAFETY: the image is as long as what is loaded and stored, the store leaves the x87 as it is between
+        // functions, and the stack below its pointer may be written.
+        unsafe {
+            asm!(
+                "frstor [{image}]",
+                "push {flags}",
+                "popfq",
+                $ins,
+                "pushfq",
+                "pop {flags}",
+                "fnsave [{image}]",
+                image = in(reg) image.as_mut_ptr(),
+                flags = inout(reg) flags,
+                out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+                out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
+            );
+        }
+        image.put(&mut after);
+        (after, flags & ALL)
+    }};
+}
+
+/// What the host's x87 does as the project defines what the manual leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct X87Agreement {
+    /// All but what follows.
+    pub(crate) most: bool,
+    /// FCMOVcc leaves C1 alone.
+    pub(crate) moves: bool,
+    /// FLD of an empty register onto a full stack is an underflow.
+    pub(crate) copies: bool,
+}
+
+/// In what the host's x87 agrees with the project.
+pub(crate) static HOST_X87: LazyLock<X87Agreement> = LazyLock::new(host_x87);
+
+fn host_x87() -> X87Agreement {
+    let value = |significand, sign_exponent| F80 { significand, sign_exponent };
+    let (one, three) = (value(1 << 63, 0x3fff), value(3 << 62, 0x4000));
+    let x87 = |st0, st1| {
+        let mut x87 = X87State::reset();
+        (x87.control, x87.status, x87.full) = (0x37f, CODES, 3);
+        (x87.regs[0], x87.regs[1]) = (st0, st1);
+        x87
+    };
+    let codes = |x87: &X87State| x87.status & CODES;
+    let ones = x87(one, one);
+    let clear_c1 = [
+        try_x87!("fadd st(0), st(1)", ones),
+        try_x87!("fdivp st(1), st(0)", ones),
+        try_x87!("fsqrt", ones),
+        try_x87!("frndint", ones),
+        try_x87!("fld st(1)", ones),
+        try_x87!("fld1", ones),
+        try_x87!("fchs", ones),
+        try_x87!("fabs", ones),
+        try_x87!("fst st(1)", ones),
+        try_x87!("fxch st(1)", ones),
+        try_x87!("ffree st(1); fincstp; fdecstp", ones),
+        try_x87!("fincstp", ones),
+        try_x87!("fdecstp", ones),
+        try_x87!("fincstp; fdecstp; fcomi st(0), st(1)", ones),
+        try_x87!("fincstp; fdecstp; fucomip st(0), st(1)", ones),
+    ];
+    let nothing = try_x87!("fnop", ones);
+    let moves = [try_x87!("fcmovb st(0), st(1)", ones), try_x87!("fcmovnb st(0), st(1)", ones)];
+    let order = [
+        (try_x87!("fcomi st(0), st(1)", ones, flags), ZF),
+        (try_x87!("fucomi st(0), st(1)", x87(one, three), flags), CF),
+        (try_x87!("fucomi st(0), st(1)", x87(three, one), flags), 0),
+    ];
+    let (nan, negative) = (value(3 << 62, 0x7fff), value(3 << 62, 0xffff));
+    let nans = [
+        try_x87!("fadd st(0), st(1)", x87(nan, negative)),
+        try_x87!("fadd st(0), st(1)", x87(negative, nan)),
+        try_x87!("fmul st(0), st(1)", x87(nan, negative)),
+        try_x87!("fdiv st(0), st(1)", x87(negative, nan)),
+    ];
+    // Of precision control the value that is reserved.
+    let reserved = X87State { control: 0x17f, ..x87(one, three) };
+    let third = try_x87!("fdiv st(0), st(1)", reserved).regs[0];
+    // ST(7) is full and ST(1) is empty.
+    let both_faults = X87State { full: 0x81, ..ones.clone() };
+    let fault = try_x87!("fld st(1)", both_faults).status & (STACK_FAULT | C1);
+    let most = clear_c1.iter().all(|after| codes(after) == CODES & !C1)
+        && codes(&nothing) == CODES
+        && order.iter().all(|((_, flags), ours)| flags == ours)
+        && nans.iter().all(|after| after.regs[0] == nan && after.status & INVALID == 0)
+        && third == value(0xaaaa_aaaa_aaaa_aaab, 0x3ffd);
+    X87Agreement {
+        most,
+        moves: moves.iter().all(|after| codes(after) == CODES),
+        copies: fault == STACK_FAULT,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn this_host_is_one_that_the_translator_can_use() {
         assert!(super::host_agrees());
+        let x87 = super::X87Agreement { most: true, moves: true, copies: true };
+        assert_eq!(*super::HOST_X87, x87);
     }
 }

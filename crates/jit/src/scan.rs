@@ -5,6 +5,7 @@
 //! branch that leaves the page, or [`TRACE_MAX`] instructions.
 
 use crate::frame::{Home, home};
+use crate::x87;
 use cpu::{INSTRUCTION_BYTES_MAX, decoder_options};
 use x86::iced::{
     Code, ConditionCode, CpuidFeature, Decoder, DecoderError, FlowControl, Instruction,
@@ -22,7 +23,7 @@ pub(crate) const ALL_FLAGS: u32 = RflagsBits::OF
     | RflagsBits::CF
     | RflagsBits::PF;
 
-/// What of the mode an SSE instruction wants: CR0.EM and CR0.TS clear, CR4.OSFXSR set.
+/// What of the mode an SSE instruction wants: CR0.EM and CR0.TS clear, CR4.OSFXSR set. The x87 wants the first two.
 const SSE_OFF: u32 = 1 << 3 | 1 << 4;
 const SSE_ON: u32 = 1 << 6;
 
@@ -79,6 +80,7 @@ pub(crate) enum Kind {
     Lea,
     /// CLC, STC, CMC.
     Carry,
+    X87(x87::Role),
 }
 
 impl Kind {
@@ -168,6 +170,7 @@ pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> 
             _ => at = next,
         }
     };
+    x87::mark_exits(&mut insns);
     let mut end = end;
     // STI holds off interrupts for one instruction: that one has to be done in the same breath.
     let is_alone = |(place, insn): (usize, &Insn)| {
@@ -275,6 +278,7 @@ fn understand(
         | Kind::Repeat
         | Kind::TimeStamp
         | Kind::Selector => (reads, writes) = (0, 0),
+        Kind::X87(x87::Role::CompareFlags) => writes = ALL_FLAGS,
         _ => {}
     }
     let exits = access.is_some()
@@ -295,6 +299,7 @@ fn understand(
                 | Kind::CallIndirect
                 | Kind::Ret
                 | Kind::JmpIndirect
+                | Kind::X87(_)
         );
     let next = at + ins.len() as u16;
     Some(Insn { ins: *ins, kind, at, next, reads, writes, sets, exits, live: 0, access })
@@ -320,6 +325,11 @@ fn wants_alignment(ins: &Instruction) -> bool {
 fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
     if let Some(kind) = special_kind_of(ins) {
         return Some(kind);
+    }
+    if meaning & SSE_OFF == 0
+        && let Some(role) = x87::role_of(ins.code())
+    {
+        return is_reachable(ins).then_some(Kind::X87(role));
     }
     if uses_what_has_no_home(ins) || !is_reachable(ins) {
         return None;
@@ -515,7 +525,7 @@ fn is_set_or_move_on_condition(ins: &Instruction) -> bool {
         && matches!(ins.cpuid_features(), [CpuidFeature::INTEL386] | [CpuidFeature::CMOV])
 }
 
-/// Segment, control and debug registers, x87 and MMX, and high byte registers in forms that do not keep
+/// Segment, control and debug registers and MMX, and high byte registers in forms that do not keep
 /// still while one is moved to where the host can use it.
 fn uses_what_has_no_home(ins: &Instruction) -> bool {
     (0..ins.op_count()).any(|n| {
@@ -636,13 +646,15 @@ mod tests {
     }
 
     #[test]
-    fn every_form_that_depends_on_the_mode_is_left_alone_where_sse_is_off() {
+    fn every_form_that_depends_on_the_mode_is_left_alone_where_it_is_off() {
+        use cpu::forms::Gate;
         let copied = decodable().filter(|ins| {
-            let gate = cpu::forms::lookup(ins.code()).map(|form| form.gate());
-            gate.is_some_and(|gate| gate != cpu::forms::Gate::None)
-                && [0, SSE_OFF | SSE_ON, SSE_ON | 1 << 4]
-                    .iter()
-                    .any(|it| kind_of(ins, *it).is_some())
+            let off: &[u32] = match cpu::forms::lookup(ins.code()).map(|form| form.gate()) {
+                None | Some(Gate::None) => &[],
+                Some(Gate::X87 | Gate::Wait) => &[SSE_OFF, SSE_ON | 1 << 3, SSE_ON | 1 << 4],
+                Some(_) => &[0, SSE_OFF | SSE_ON, SSE_ON | 1 << 4],
+            };
+            off.iter().any(|it| kind_of(ins, *it).is_some())
         });
         assert_eq!(copied.map(|ins| format!("{:?}", ins.code())).next(), None);
     }

@@ -12,6 +12,7 @@ use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
 use crate::memory::{Miss, tlb_tag};
 use crate::plan::{self, Checks, Group};
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
+use crate::x87;
 
 /// What a translation does when it leaves.
 #[derive(Clone, Copy, Debug)]
@@ -164,6 +165,8 @@ pub(crate) enum Cold {
     Plain { hole: Hole, flags: FlagState, index: usize },
     /// The same for the pin, which may have to be moved first.
     Repin { hole: Hole, back: u64, span: i32, flags: FlagState, index: usize },
+    /// The guest's x87 is not in the host's yet.
+    HoldX87 { hole: Hole, back: u64, flags: FlagState, site: u32 },
     /// A conditional branch was taken.
     Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
 }
@@ -212,6 +215,7 @@ pub(crate) struct Gen<'a> {
     pub(crate) checks: Vec<Checks>,
     /// S holds the distance to the host of this group.
     pub(crate) held: Option<Group>,
+    pub(crate) x87: x87::Known,
 }
 
 impl<'a> Gen<'a> {
@@ -242,6 +246,7 @@ impl<'a> Gen<'a> {
                 _ => plan::plan(&trace.insns),
             },
             held: None,
+            x87: x87::Known::default(),
         }
     }
 
@@ -326,6 +331,14 @@ impl<'a> Gen<'a> {
                 self.e.fill(hole);
                 self.repin(back, span);
                 self.go_plain(flags, index);
+            }
+            Cold::HoldX87 { hole, back, flags, site } => {
+                self.e.fill(hole);
+                self.e.call_to(self.stubs.hold_x87);
+                self.e.test(S, S);
+                let done = self.e.jcc(cc::NE);
+                self.e.fill_to(done, back);
+                self.leave_with(flags, site);
             }
             Cold::Leave { holes, flags, site } => {
                 holes.into_iter().for_each(|hole| self.e.fill(hole));
@@ -420,7 +433,7 @@ impl<'a> Gen<'a> {
     // ---- flags
 
     /// Has the flags of `wanted` in the host's RFLAGS. Uses T.
-    fn want_flags(&mut self, wanted: u32) {
+    pub(crate) fn want_flags(&mut self, wanted: u32) {
         if self.native || wanted == 0 {
             return;
         }
@@ -451,7 +464,7 @@ impl<'a> Gen<'a> {
 
     /// After instruction `index` has written flags, which the host's RFLAGS hold; `with_af` if it
     /// leaves AF set that is 0 by our definition.
-    fn note_flags(&mut self, index: usize, with_af: bool) {
+    pub(crate) fn note_flags(&mut self, index: usize, with_af: bool) {
         let insn = &self.trace.insns[index];
         let kept = insn.live & !insn.writes;
         if insn.live == 0 {
@@ -606,6 +619,7 @@ impl<'a> Gen<'a> {
                 self.e.mov(reg::RBP, T);
             }
             Kind::Lea => self.lea(&ins),
+            Kind::X87(role) => self.x87(index, role),
             Kind::Carry => {
                 if insn.live != 0 {
                     self.settle_flags();
@@ -1226,7 +1240,7 @@ mod tests {
     /// Translates from every offset of a page; gives the length of the longest translation.
     fn longest(page: &[u8; 4096]) -> usize {
         let mut emitter = Emitter::new(0x10_0000);
-        let stubs = emit_stubs(&mut emitter, &Callees { slow: 0, time_stamp: 0 });
+        let stubs = emit_stubs(&mut emitter, &Callees { slow: 0, time_stamp: 0, fill_x87: 0 });
         let one = |start: u16| {
             let trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
             let place = Place { start, base: 0x20_0000, offset: 0x10_0000 };

@@ -147,6 +147,7 @@ impl Translator {
         let callees = Callees {
             slow: slow_access as *const () as u64,
             time_stamp: time_stamp as *const () as u64,
+            fill_x87: fill_x87 as *const () as u64,
         };
         let stubs = emit_stubs(&mut emitter, &callees);
         memory.write(0, &emitter.bytes);
@@ -427,6 +428,7 @@ impl Engine for Translator {
         self.context.selectors = cpu.selectors().map(u64::from);
         self.context.whole_budget = budget;
         self.context.mxcsr = u64::from(*cpu.mxcsr_mut());
+        self.context.x87.begin(cpu.x87_mut());
         let mut rip = cpu.rip();
         // The jump that led here and can be made to lead on without leaving.
         let mut patch = None;
@@ -535,6 +537,7 @@ impl Engine for Translator {
         };
         *cpu.gprs_mut() = self.context.gpr;
         *cpu.mxcsr_mut() = self.context.mxcsr as u32;
+        self.context.x87.end(cpu.x87_mut());
         cpu.set_quiet_flags(self.context.rflags);
         if self.context.gs != cpu.data_base(Seg::GS) {
             cpu.swap_gs();
@@ -601,4 +604,16 @@ extern "sysv64" fn time_stamp(context: *mut Context, left: u64, _: u64) -> u64 {
         (context, cpu, env)
     };
     cpu.time_after(env, context.whole_budget - left)
+}
+
+/// Makes an image of the guest's x87 that the host can load.
+extern "sysv64" fn fill_x87(context: *mut Context, _: u64, _: u64) -> u64 {
+    // SAFETY: as in `slow_access`.
+    let (context, cpu) = unsafe {
+        let context = &mut *context;
+        let cpu = &mut *context.cpu.cast::<Cpu>();
+        (context, cpu)
+    };
+    context.x87.fill(cpu.x87_mut());
+    0
 }

@@ -101,6 +101,15 @@ fn start(user: bool, model: CpuModel, rip: u64, rng: &mut SeededRng) -> CpuState
     }
     state.rflags |= rng.u64() & Rflags::STATUS;
     state.sse.xmm.iter_mut().for_each(|xmm| *xmm = u128::from_le_bytes(values::vector(rng)));
+    for reg in &mut state.x87.regs {
+        let bytes = values::f80(rng);
+        reg.significand = u64::from_le_bytes(std::array::from_fn(|at| bytes[at]));
+        reg.sign_exponent = u16::from_le_bytes([bytes[8], bytes[9]]);
+    }
+    state.x87.control = x87_control(rng);
+    // The condition codes and TOP.
+    state.x87.status = rng.u64() as u16 & 0x7f00;
+    state.x87.full = rng.u64() as u8;
     state.seg[cpu::Seg::FS].base = DATA;
     state.seg[cpu::Seg::GS].base = DATA_ALIAS + rng.below(PAGE);
     state.sys.kernel_gs_base = DATA;
@@ -129,12 +138,20 @@ fn start(user: bool, model: CpuModel, rip: u64, rng: &mut SeededRng) -> CpuState
     state
 }
 
+/// An x87 control word with any rounding and precision, mostly without an unmasked exception.
+fn x87_control(rng: &mut SeededRng) -> u16 {
+    let masks = if rng.one_in(10) { rng.u64() as u16 & 0x3f } else { 0x3f };
+    let fields = if rng.one_in(2) { 0x300 } else { rng.u64() as u16 & 0x1f00 };
+    0x40 | masks | fields
+}
+
 /// Forms by kind, so that the common ones are common in programs too.
 struct Forms {
     integer: Vec<Code>,
     vector: Vec<Code>,
     /// What not every model has.
     optional: Vec<Code>,
+    x87: Vec<Code>,
     other: Vec<Code>,
     privileged: Vec<Code>,
 }
@@ -147,6 +164,7 @@ fn all_forms() -> &'static Forms {
             integer: Vec::new(),
             vector: Vec::new(),
             optional: Vec::new(),
+            x87: Vec::new(),
             other: Vec::new(),
             privileged: Vec::new(),
         };
@@ -158,8 +176,10 @@ fn all_forms() -> &'static Forms {
                 &mut all.optional
             } else if has(&[F::SSE, F::SSE2, F::SSE3, F::SSSE3, F::SSE4_1, F::SSE4_2]) {
                 &mut all.vector
-            } else if has(&[F::FPU, F::FPU287, F::FPU387, F::MMX, F::FXSR, F::XSAVE]) {
+            } else if has(&[F::MMX, F::FXSR, F::XSAVE]) || replaces_x87_control(code) {
                 &mut all.other
+            } else if has(&[F::FPU, F::FPU287, F::FPU387]) {
+                &mut all.x87
             } else {
                 &mut all.integer
             };
@@ -167,6 +187,14 @@ fn all_forms() -> &'static Forms {
         }
         all
     })
+}
+
+/// With random operands, what these leave is seldom a state without unmasked exceptions.
+fn replaces_x87_control(code: Code) -> bool {
+    matches!(
+        code.mnemonic(),
+        Mnemonic::Fldcw | Mnemonic::Fldenv | Mnemonic::Frstor | Mnemonic::Fninit | Mnemonic::Fnsave
+    )
 }
 
 fn pick<T: Copy>(list: &[T], rng: &mut SeededRng) -> T {
@@ -264,6 +292,7 @@ impl Writer {
             14 => self.write_stack_use(),
             15..=20 => self.write_form(FormKind::Vector),
             21 if self.rng.one_in(2) => self.write_form(FormKind::Other),
+            22 => self.write_x87(),
             _ => self.write_form(FormKind::Integer),
         }
     }
@@ -284,8 +313,27 @@ impl Writer {
             17 => self.write_constant(),
             18..=19 => self.write_stack_use(),
             20 if is_rare => self.write_form(FormKind::Other),
-            21..=27 => self.write_form(FormKind::Vector),
+            21..=26 => self.write_form(FormKind::Vector),
+            27 => self.write_x87(),
             _ => self.write_form(FormKind::Integer),
+        }
+    }
+
+    /// Some x87 instructions, perhaps with other values and another control word before.
+    fn write_x87(&mut self) {
+        if self.rng.one_in(3) {
+            let control = x87_control(&mut self.rng);
+            // fnclex; push control; fldcw [rsp]; lea rsp, [rsp+8]
+            let push = [&[0xdb, 0xe2, 0x68], &u32::from(control).to_le_bytes()[..]].concat();
+            self.raw(&[&push[..], &[0xd9, 0x2c, 0x24, 0x48, 0x8d, 0x64, 0x24, 8]].concat());
+        }
+        for _ in 0..self.rng.below(4) {
+            // ffree st(7); fld tbyte [data]
+            let at = (DATA + 16 * self.rng.below(PAGE / 16)) as u32;
+            self.raw(&[&[0xdd, 0xc7, 0xdb, 0x2c, 0x25], &at.to_le_bytes()[..]].concat());
+        }
+        for _ in 0..2 + self.rng.below(8) {
+            self.write_form(FormKind::X87);
         }
     }
 
@@ -641,6 +689,7 @@ impl Writer {
                     pick(&all.optional, &mut self.rng)
                 }
                 FormKind::Vector => pick(&all.vector, &mut self.rng),
+                FormKind::X87 => pick(&all.x87, &mut self.rng),
                 FormKind::Other => pick(&all.other, &mut self.rng),
             };
             if self.try_form(code).is_some() {
@@ -744,6 +793,7 @@ impl Writer {
 enum FormKind {
     Integer,
     Vector,
+    X87,
     Other,
 }
 
