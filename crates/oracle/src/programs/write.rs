@@ -23,6 +23,8 @@ use crate::forms::{self, Coverage};
 use crate::state::Mode;
 use crate::values;
 
+/// The longest piece of a program.
+const PIECE_BYTES_MAX: usize = 2048;
 /// One program in so many works.
 const PROGRAMS_PER_WORKER: u64 = 6;
 /// Where in the data a table of functions lies.
@@ -59,6 +61,7 @@ impl Program {
         let (user, works, model) = (writer.user, writer.works, writer.model);
         writer.write_all();
         let Writer { mut rng, mut code, pieces, functions, .. } = writer;
+        assert!(code.len() <= CODE_BYTES as usize, "program {seed} is {} bytes long", code.len());
         code.resize(CODE_BYTES as usize, 0x90);
         let mut data = vec![0; (DATA_PAGES * PAGE) as usize];
         values::fill(&mut rng, &mut data);
@@ -240,7 +243,7 @@ impl Writer {
         // The main part; it begins where the last "function" does.
         let at = self.address();
         self.functions.push(at);
-        let end = CODE_BYTES as usize - 512;
+        let end = CODE_BYTES as usize - PIECE_BYTES_MAX;
         while self.code.len() < end {
             self.write_something();
         }
