@@ -5,12 +5,12 @@ mod common;
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::Folder;
+use common::{Folder, image};
 use testbed::pair::ImageSettings;
 use testbed::{CLIENT_ADDR, GUEST_ADDR, Host, Lab, Terminal, test_in_lab};
 
@@ -18,12 +18,6 @@ use testbed::{CLIENT_ADDR, GUEST_ADDR, Host, Lab, Terminal, test_in_lab};
 const BOOT: Duration = Duration::from_secs(400);
 /// For anything that is not a boot.
 const STEP: Duration = Duration::from_secs(120);
-
-fn image(name: &str) -> PathBuf {
-    let images = std::env::var_os("LOCKSTEP_IMAGES")
-        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
-    Path::new(&images).join(name)
-}
 
 /// Powers the image on at host A of the lab, with its network, on a terminal.
 fn power_on(lab: &Lab, folder: &Folder, name: &str, flags: &[&str]) -> Terminal {

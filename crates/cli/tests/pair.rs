@@ -5,12 +5,11 @@ mod common;
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::time::Duration;
 
 use common::{
-    Folder, Process, check_fails, echo_kernel, finish, free_addr, lockstep, sparse, wait_until,
-    wait_within,
+    Folder, Process, check_fails, echo_kernel, finish, free_addr, image, lockstep, sparse,
+    wait_until, wait_within,
 };
 use engines::EngineKind;
 use serde_json::Value;
@@ -43,9 +42,7 @@ impl Pair {
 
     /// A pair that is armed and runs Debian's kernel alone; each side with its engine.
     fn of_linux(name: &str, append: &str, cpu: &str, [primary, backup]: [EngineKind; 2]) -> Pair {
-        let images = std::env::var_os("LOCKSTEP_IMAGES")
-            .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
-        let kernel = std::fs::read(Path::new(&images).join("bare/vmlinuz")).unwrap();
+        let kernel = std::fs::read(image("bare/vmlinuz")).unwrap();
         let append = format!("console=ttyS0 mitigations=off cryptomgr.notests {append}");
         // A host that has other work may keep a side waiting for a second.
         let mut run_flags = vec!["--append", &append, "--cpu", cpu];

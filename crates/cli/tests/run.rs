@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use common::script::{DATA, DESC, RNG, Script, USED, WRITE};
-use common::{Folder, Process, echo_kernel, finish, lockstep, sparse};
+use common::{Folder, Process, echo_kernel, finish, image, lockstep, sparse};
 
 fn kernel(folder: &Folder) -> String {
     folder.file("kernel", &echo_kernel())
@@ -260,9 +260,7 @@ fn a_guest_gets_other_random_bytes_each_time_it_asks() {
 #[test]
 fn the_virtual_clock_repeats_a_debian_that_works_on_its_disk() {
     let folder = Folder::new("virtual-disk");
-    let images = std::env::var_os("LOCKSTEP_IMAGES")
-        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
-    let settings = std::path::Path::new(&images).join("redis/vm.toml");
+    let settings = image("redis/vm.toml");
     let work = "ls -lR /usr/share | md5sum; \
                 dd if=/dev/urandom of=/x bs=1M count=2 conv=fsync; md5sum /x; sync";
     let append = format!("console=ttyS0 mitigations=off root=/dev/vda lockstep.run=\"{work}\"");
@@ -452,9 +450,7 @@ fn a_boot_that_one_engine_recorded_the_other_replays_and_both_compare_equal() {
         eprintln!("skipped: {why}");
         return;
     }
-    let images = std::env::var_os("LOCKSTEP_IMAGES")
-        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
-    let kernel = std::path::Path::new(&images).join("bare/vmlinuz");
+    let kernel = image("bare/vmlinuz");
     let folder = Folder::new("engines-boot");
     let path = |name: &str| folder.path(name);
     let engines = ["interpreter", "translator"];
@@ -522,12 +518,10 @@ fn a_live_boot_on_both_engines_is_equal_at_every_comparison() {
         eprintln!("skipped: {why}");
         return;
     }
-    let images = std::env::var_os("LOCKSTEP_IMAGES")
-        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
-    let image = std::path::Path::new(&images).join("bare/vm.toml");
+    let settings = image("bare/vm.toml");
     let folder = Folder::new("compare-boot");
     let (run_dir, json) = (folder.path("run"), folder.path("json"));
-    let args = ["run", image.to_str().unwrap(), "--run-dir", &run_dir, "--json-to", &json];
+    let args = ["run", settings.to_str().unwrap(), "--run-dir", &run_dir, "--json-to", &json];
     let append = "console=ttyS0 mitigations=off earlyprintk=ttyS0";
     let mut vm = Process::start(lockstep(
         &[&args[..], &["--compare", "--stats", "--append", append]].concat(),

@@ -15,6 +15,13 @@ use std::time::{Duration, Instant};
 /// Nothing in these tests takes longer; whatever does has hung.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A file of the guest images, such as `bare/vmlinuz`.
+pub(crate) fn image(name: &str) -> PathBuf {
+    let images = std::env::var_os("LOCKSTEP_IMAGES")
+        .expect("LOCKSTEP_IMAGES names no folder of guest images: run `cargo xtask test`");
+    Path::new(&images).join(name)
+}
+
 /// A folder that goes with the test.
 pub(crate) struct Folder(PathBuf);
 
