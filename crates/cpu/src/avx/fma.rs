@@ -2,8 +2,10 @@
 
 use super::{Vector, Ymm, avx};
 use crate::forms::Form;
-use crate::sse::float::{self, Fused};
+use crate::op::Fault;
+use crate::sse::float::{self, FloatLane, Fused};
 use crate::sse::{Source, compute, xmm};
+use crate::{Cpu, Op};
 
 const ADD: Fused = Fused { negates_product: false, subtracts: [false, false] };
 const SUB: Fused = Fused { negates_product: false, subtracts: [true, true] };
@@ -23,16 +25,44 @@ fn ordered<T: Copy>(operands: [T; 3], order: Order) -> [T; 3] {
     order.map(|n| operands[n])
 }
 
-/// All halves of a packed instruction.
+/// A packed instruction on these operands.
 #[inline(always)]
-fn packed<V: Vector>(operands: [V; 3], order: Order, mut f: impl FnMut([u128; 3]) -> u128) -> V {
+fn fuse_packed<V: Vector, F: FloatLane>(
+    cpu: &mut Cpu,
+    op: &Op,
+    operands: [V; 3],
+    order: Order,
+    what: Fused,
+) -> Result<(), Fault> {
     let [x, y, z] = ordered(operands, order);
-    let mut halves = [0; 2];
-    z.map_halves(|half, z| {
-        halves[half as usize] = z;
-        z
-    });
-    x.zip_halves(y, |half, x, y| f([x, y, halves[half as usize]]))
+    let result = compute(cpu, |fp| {
+        let mut halves = [0; 2];
+        z.map_halves(|half, z| {
+            halves[half as usize] = z;
+            z
+        });
+        x.zip_halves(y, |half, x, y| {
+            float::fused_packed::<F>(fp, what, x, y, halves[half as usize])
+        })
+    })?;
+    result.set(cpu, op, 0);
+    Ok(())
+}
+
+/// A scalar instruction on these operands.
+#[inline(always)]
+fn fuse_scalar<F: FloatLane>(
+    cpu: &mut Cpu,
+    op: &Op,
+    operands: [u128; 3],
+    order: Order,
+    what: Fused,
+) -> Result<(), Fault> {
+    let result = compute(cpu, |fp| {
+        float::fused_scalar::<F>(fp, what, ordered(operands, order), operands[0])
+    })?;
+    result.set(cpu, op, 0);
+    Ok(())
 }
 
 macro_rules! packed {
@@ -47,24 +77,12 @@ macro_rules! packed {
             $code,
             |cpu, _, op| {
                 let operands = [0, 1, 2].map(|n| <$length>::get(cpu, op, n));
-                let result = compute(cpu, |fp| {
-                    packed(operands, $order, |[x, y, z]| {
-                        float::fused_packed::<$lane>(fp, $what, x, y, z)
-                    })
-                })?;
-                result.set(cpu, op, 0);
-                Ok(())
+                fuse_packed::<_, $lane>(cpu, op, operands, $order, $what)
             },
             |cpu, env, op| {
                 let last = cpu.load::<$length>(env, op)?;
                 let operands = [<$length>::get(cpu, op, 0), <$length>::get(cpu, op, 1), last];
-                let result = compute(cpu, |fp| {
-                    packed(operands, $order, |[x, y, z]| {
-                        float::fused_packed::<$lane>(fp, $what, x, y, z)
-                    })
-                })?;
-                result.set(cpu, op, 0);
-                Ok(())
+                fuse_packed::<_, $lane>(cpu, op, operands, $order, $what)
             }
         )
     };
@@ -76,22 +94,12 @@ macro_rules! scalar {
             $code,
             |cpu, _, op| {
                 let operands = [0, 1, 2].map(|n| xmm(cpu, op, n));
-                let result = compute(cpu, |fp| {
-                    let rest = operands[0];
-                    float::fused_scalar::<$lane>(fp, $what, ordered(operands, $order), rest)
-                })?;
-                result.set(cpu, op, 0);
-                Ok(())
+                fuse_scalar::<$lane>(cpu, op, operands, $order, $what)
             },
             |cpu, env, op| {
                 let last = <$lane>::fetch(cpu, env, op)?;
                 let operands = [xmm(cpu, op, 0), xmm(cpu, op, 1), last];
-                let result = compute(cpu, |fp| {
-                    let rest = operands[0];
-                    float::fused_scalar::<$lane>(fp, $what, ordered(operands, $order), rest)
-                })?;
-                result.set(cpu, op, 0);
-                Ok(())
+                fuse_scalar::<$lane>(cpu, op, operands, $order, $what)
             }
         )
     };
