@@ -120,7 +120,7 @@ impl Gen<'_> {
         access: Access,
         check: Check,
     ) -> RegMem {
-        match check {
+        let group = match check {
             Check::Alone => return self.alone(index, address, access),
             Check::Leader { group: Group::Stack, from, span } => {
                 self.native = false;
@@ -130,6 +130,7 @@ impl Gen<'_> {
                 let hole = self.e.jcc(cc::A);
                 let back = self.e.here();
                 self.cold.push(Cold::Repin { hole, back, span, flags: self.flags, index });
+                Group::Stack
             }
             Check::Leader { group, from, span } => {
                 self.linear(address, S, from);
@@ -144,15 +145,11 @@ impl Gen<'_> {
                 }
                 self.e.store(reg::RSP, slot_of(group), S);
                 self.held = Some(group);
+                group
             }
-            Check::Follower(_) => {}
-        }
-        match check {
-            Check::Leader { group, .. } | Check::Follower(group) => {
-                self.follow(index, address, access, group)
-            }
-            Check::Alone => unreachable!("returned above"),
-        }
+            Check::Follower(group) => group,
+        };
+        self.follow(index, address, access, group)
     }
 
     /// An access that is checked by itself.
@@ -364,7 +361,7 @@ impl Gen<'_> {
 
     /// S = place on its page of the linear address in S, T = the TLB entry, if the branch is not taken: then
     /// `span` bytes may be accessed there.
-    fn look_up(&mut self, access: Access, span: i32) -> Hole {
+    pub(crate) fn look_up(&mut self, access: Access, span: i32) -> Hole {
         self.native = false;
         self.held = None;
         self.e.tlb_entry(T, S, slot::TLB);

@@ -3,9 +3,10 @@
 
 use x86::iced::{Instruction, Mnemonic};
 
-use crate::emit::{Alu, cc, reg};
+use crate::emit::{Alu, Hole, cc, reg};
 use crate::frame::{BUDGET, S, T, slot};
-use crate::memory::{TLB_HOST, TLB_WRITE};
+use crate::memory::TLB_HOST;
+use crate::scan::Access;
 use crate::translate::Gen;
 
 impl Gen<'_> {
@@ -29,10 +30,10 @@ impl Gen<'_> {
         self.e.alu(Alu::Cmp, BUDGET, T);
         holes.push(self.e.jcc(cc::L));
         if moves {
-            self.element_page(reg::RSI, 0, scale, &mut holes);
+            self.element_page(reg::RSI, false, scale, &mut holes);
             self.e.store(reg::RSP, slot::TARGET, T);
         }
-        self.element_page(reg::RDI, TLB_WRITE, scale, &mut holes);
+        self.element_page(reg::RDI, true, scale, &mut holes);
         self.leave_before(index, holes);
 
         self.e.alu(Alu::Sub, BUDGET, reg::RCX);
@@ -61,13 +62,10 @@ impl Gen<'_> {
     }
 
     /// T = host address of RCX elements at the linear address in `from`, at most a page of them, if no branch
-    /// is taken: if they are on a page that the tag allows. Uses S.
-    fn element_page(&mut self, from: u8, tag: i32, scale: u8, holes: &mut Vec<crate::emit::Hole>) {
+    /// is taken: if they are on one page and may be accessed. Uses S.
+    fn element_page(&mut self, from: u8, write: bool, scale: u8, holes: &mut Vec<Hole>) {
         self.e.mov(S, from);
-        self.e.tlb_entry(T, S, slot::TLB);
-        self.e.alu_mem(Alu::Sub, S, T, tag);
-        self.e.alu_imm(Alu::Cmp, S, 4095);
-        holes.push(self.e.jcc(cc::A));
+        holes.push(self.look_up(Access { bytes: 1, write, aligned: false }, 1));
         self.e.load(T, T, TLB_HOST);
         self.e.alu(Alu::Add, T, S);
         self.e.lea_index(S, Some(S), reg::RCX, scale, 0);

@@ -101,43 +101,37 @@ impl Gen<'_> {
         self.settle_flags();
         // The access is checked by itself, so its address may be anything.
         self.bit_address(index, ins.op1_register().full_register().number() as u8);
-        let live = insn.live != 0;
-        if live {
-            self.e.restore_flags();
-        }
         let opcode = match ins.mnemonic() {
             Mnemonic::Bt => 0xa3,
             Mnemonic::Bts => 0xab,
             Mnemonic::Btr => 0xb3,
             _ => 0xbb,
         };
-        self.e.two_byte(bytes, opcode, T, RegMem::Mem(S, 0));
-        if live {
-            self.e.save_flags();
-            self.flags = FlagState::Home;
-        } else {
-            self.flags = FlagState::Dead;
-        }
-        self.native = live;
+        self.among_flags(index, |this| this.e.two_byte(bytes, opcode, T, RegMem::Mem(S, 0)));
     }
 
-    /// CMPXCHG8B and CMPXCHG16B: write ZF alone.
+    /// CMPXCHG16B: writes ZF alone.
     pub(crate) fn cmpxchg_wide(&mut self, index: usize) {
         self.settle_flags();
         let place = self.operand(index);
+        self.among_flags(index, |this| {
+            this.e.mov(reg::RAX, reg::R8);
+            this.encode(index, place);
+            this.e.mov(reg::R8, reg::RAX);
+        });
+    }
+
+    /// Emits what writes some flags and leaves the others alone. They are settled, or nobody wants them.
+    fn among_flags(&mut self, index: usize, emit: impl FnOnce(&mut Self)) {
         let live = self.trace.insns[index].live != 0;
         if live {
             self.e.restore_flags();
         }
-        self.e.mov(reg::RAX, reg::R8);
-        self.encode(index, place);
-        self.e.mov(reg::R8, reg::RAX);
+        emit(self);
         if live {
             self.e.save_flags();
-            self.flags = FlagState::Home;
-        } else {
-            self.flags = FlagState::Dead;
         }
+        self.flags = if live { FlagState::Home } else { FlagState::Dead };
         self.native = live;
     }
 }

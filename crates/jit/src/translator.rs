@@ -204,7 +204,7 @@ impl Translator {
     fn find(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, linear: u64) -> Option<(u64, u64)> {
         let place = cpu.code_place(mem, linear)?;
         let block = self.block(cpu, mem, place, false);
-        let near = self.memory.base() + u64::from(block.offset);
+        let near = self.address(block);
         let code = if block.straddles { self.straddler(cpu, mem, place, linear)? } else { near };
         // Walking the tables for a fetch may have changed what holds.
         let context = cpu.code_context(linear);
@@ -299,7 +299,7 @@ impl Translator {
         let next = cpu.code_place(mem, next_linear)?.ram.page();
         let key = Key { ram: place.ram.0, meaning: place.meaning, next: Some(next) };
         if let Some(block) = self.blocks.get(&key) {
-            return Some(self.memory.base() + u64::from(block.offset));
+            return Some(self.address(*block));
         }
         let start = (place.ram.0 & 0xfff) as usize;
         let here = &mem.page(place.ram.page())[start..];
@@ -310,7 +310,7 @@ impl Translator {
         // Its accesses are checked one by one: there is no other translation of it to go on with.
         let block = self.translate(&trace, key, false, true);
         self.pages.entry(next).or_default().push(key);
-        Some(self.memory.base() + u64::from(block.offset))
+        Some(self.address(block))
     }
 
     fn translate(&mut self, trace: &Trace, key: Key, straddles: bool, plain: bool) -> Block {
@@ -336,6 +336,11 @@ impl Translator {
         self.blocks.insert(key, block);
         self.pages.entry(key.ram >> 12).or_default().push(key);
         block
+    }
+
+    /// Where a translation runs.
+    fn address(&self, block: Block) -> u64 {
+        self.memory.base() + u64::from(block.offset)
     }
 
     /// Makes the jump whose distance is at `at` in the cache lead to `to`.
@@ -435,7 +440,8 @@ impl Engine for Translator {
         let mut plain = false;
         // The same for a jump between pages, with the key under which it was made.
         let mut crossing = None;
-        let mut pinned_in = None;
+        // What the frame has of the TLB holds as long as this stays the same.
+        let mut tlb_state = None;
         let next = loop {
             // Looking for the next code may set Accessed, so its instruction has to be within the budget.
             if self.context.budget == 0 {
@@ -445,9 +451,7 @@ impl Engine for Translator {
             let found = if std::mem::take(&mut plain) {
                 let place = cpu.code_place(env.mem, rip);
                 let block = place.map(|place| self.block(cpu, env.mem, place, true));
-                block
-                    .map(|block| self.memory.base() + u64::from(block.offset))
-                    .map(|code| (code, code))
+                block.map(|block| self.address(block)).map(|code| (code, code))
             } else if patch.is_none()
                 && let Some(code) = self.known(cpu, rip)
             {
@@ -464,28 +468,29 @@ impl Engine for Translator {
             {
                 self.link(at, near);
             }
-            let key = self.key_of(cpu.code_context(rip), rip);
+            let context = cpu.code_context(rip);
+            let key = self.key_of(context, rip);
             if let Some((crossing, from)) = crossing.take()
                 && clears == self.clears
             {
                 self.link_crossing(crossing, from, key, code);
             }
             self.context.key = key;
-            if pinned_in != Some(cpu.tlb_state()) {
+            if tlb_state != Some(cpu.tlb_state()) {
                 let rsp = self.context.gpr[4];
                 let (page, host) = cpu.writable_page(rsp).unwrap_or(self.nowhere.page());
                 self.context.pin_page = page;
                 self.context.pin_delta = host.wrapping_sub(page);
-                pinned_in = Some(cpu.tlb_state());
+                self.context.tlb = cpu.tlb_entries() as u64;
+                let second = cpu.second_level();
+                self.context.second = second.entries as u64;
+                self.context.high_keys = second.high_keys;
+                self.context.low_keys = second.low_keys;
+                self.context.host_base = second.host_base;
+                tlb_state = Some(cpu.tlb_state());
             }
             self.context.page = rip & !0xfff;
-            self.context.context = cpu.code_context(rip);
-            self.context.tlb = cpu.tlb_entries() as u64;
-            let second = cpu.second_level();
-            self.context.second = second.entries as u64;
-            self.context.high_keys = second.high_keys;
-            self.context.low_keys = second.low_keys;
-            self.context.host_base = second.host_base;
+            self.context.context = context;
             self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
             self.context.cpu = (&raw mut *cpu).cast();
             self.context.env = (&raw mut *env).cast();
