@@ -20,7 +20,7 @@ use crate::decode::ModeKey;
 use crate::op::Env;
 use crate::profile::Doing;
 use crate::state::Seg;
-use crate::tlb::SecondLevel;
+use crate::tlb::{BANKS, SecondLevel};
 use crate::walk::Kind;
 use crate::{Cpu, CpuStats, Flags, X87State};
 
@@ -266,6 +266,15 @@ impl Cpu {
     pub fn code_context(&self, linear: u64) -> u64 {
         let half = linear >> 63;
         u64::from(self.mode_key) << 33 | half << 32 | u64::from(self.tlb.code_epoch(linear))
+    }
+
+    /// Address spaces that the TLB keeps side by side.
+    pub const ADDRESS_SPACES: usize = BANKS;
+
+    /// Which of them is the present one. Part of [`Cpu::code_context`].
+    #[must_use]
+    pub fn address_space(&self) -> usize {
+        self.tlb.bank()
     }
 
     /// The XMM registers.

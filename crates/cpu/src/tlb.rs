@@ -23,7 +23,7 @@ pub(crate) enum View {
 
 const PAGES: usize = 1024;
 const VIEWS: usize = 4;
-const BANKS: usize = 8;
+pub(crate) const BANKS: usize = 8;
 const ENTRIES: usize = PAGES * VIEWS * BANKS;
 const BANK_SHIFT: u32 = 12;
 /// The view whose entries are never filled, so that every access takes the slow path.

@@ -57,7 +57,8 @@ pub struct Translator {
     blocks: FxHashMap<Key, Block>,
     /// What depends on each page, and what did.
     pages: FxHashMap<u64, Vec<Key>>,
-    jumps: Box<[Jump; JUMPS]>,
+    /// A table for each address space that the TLB keeps, so that the kernel's jumps are there for all of them.
+    jumps: Box<[Jump]>,
     context: Box<Context>,
     /// What is pinned where the TLB knows no page that may be stored to.
     nowhere: Nowhere,
@@ -152,7 +153,7 @@ impl Translator {
         let stubs = emit_stubs(&mut emitter, &callees);
         memory.write(0, &emitter.bytes);
         let used = emitter.bytes.len().next_multiple_of(16);
-        let jumps: Box<[Jump]> = vec![NO_JUMP; JUMPS].into_boxed_slice();
+        let jumps = vec![NO_JUMP; JUMPS * Cpu::ADDRESS_SPACES].into_boxed_slice();
         Ok(Translator {
             memory,
             used,
@@ -161,7 +162,7 @@ impl Translator {
             sites: Vec::new(),
             blocks: FxHashMap::default(),
             pages: FxHashMap::default(),
-            jumps: jumps.try_into().ok().expect("the length is the array's"),
+            jumps,
             context: Box::new(Context::new()),
             nowhere: Nowhere::new()?,
             contexts: FxHashMap::default(),
@@ -209,7 +210,7 @@ impl Translator {
         // Walking the tables for a fetch may have changed what holds.
         let context = cpu.code_context(linear);
         let key = self.key_of(context, linear);
-        self.jumps[jump_index(linear)] = Jump { linear, context, code, key };
+        self.jumps[jump_place(cpu, linear)] = Jump { linear, context, code, key };
         Some((code, near))
     }
 
@@ -256,7 +257,7 @@ impl Translator {
 
     /// What a jump between pages found at a linear address before.
     fn known(&self, cpu: &Cpu, linear: u64) -> Option<u64> {
-        let jump = self.jumps[jump_index(linear)];
+        let jump = self.jumps[jump_place(cpu, linear)];
         let holds = jump.linear == linear && jump.context == cpu.code_context(linear);
         holds.then_some(jump.code)
     }
@@ -420,7 +421,7 @@ impl Engine for Translator {
         self.context.gpr = *cpu.gprs_mut();
         self.context.flags = to_home(cpu.rflags());
         self.context.budget = budget;
-        self.context.jumps = self.jumps.as_ptr() as u64;
+        self.context.jumps = self.jumps[JUMPS * cpu.address_space()..].as_ptr() as u64;
         self.context.fs = cpu.data_base(Seg::FS);
         self.context.gs = cpu.data_base(Seg::GS);
         self.context.rflags = cpu.rflags() & !Rflags::STATUS;
@@ -572,6 +573,11 @@ impl Engine for Translator {
             }
         }
     }
+}
+
+/// Where in the tables the present address space has a linear address.
+fn jump_place(cpu: &Cpu, linear: u64) -> usize {
+    JUMPS * cpu.address_space() + jump_index(linear)
 }
 
 /// A flags register as AH and AL hold it.
