@@ -23,6 +23,12 @@ pub const fn decoder_options(meaning: u32) -> u32 {
     }
 }
 
+/// The model ([`CpuModel::bits`]) where bits of the mode say what bytes mean ([`crate::CodePlace`]).
+#[must_use]
+pub const fn model_bits(meaning: u32) -> u32 {
+    (meaning & ModeKey::MODEL) >> ModeKey::MODEL_SHIFT
+}
+
 /// What of the CPU and its state decides how bytes decode, packed into a number.
 ///
 /// Bits 0 and 1: code size (0: 16 bits, 1: 32, 2: 64). Bit 2: segments are flat. Bits 3 to 6: CR0.EM,
@@ -166,8 +172,9 @@ fn lower(instruction: &Instruction, mode_key: u32, offset: u64) -> Decoded {
     let mut op = bare(undefined, code as u16);
     op.len = instruction.len() as u8;
     op.end = (offset + u64::from(op.len)) as u16;
-    let model = (mode_key & ModeKey::MODEL) >> ModeKey::MODEL_SHIFT;
-    let Some(form) = forms::lookup_in(code, model) else { return Decoded::Op(op, Ends::Yes) };
+    let Some(form) = forms::lookup_in(code, model_bits(mode_key)) else {
+        return Decoded::Op(op, Ends::Yes);
+    };
     if form.protected_only() && mode_key & ModeKey::REAL != 0 {
         return Decoded::Op(op, Ends::Yes);
     }

@@ -483,6 +483,23 @@ impl Emitter {
         self.raw(&[0x3c, 0x81, 0x9e]);
     }
 
+    /// `setc al`.
+    pub(crate) fn carry_to_al(&mut self) {
+        self.raw(&[0x0f, 0x92, 0xc0]);
+    }
+
+    /// `mov al, 0`.
+    pub(crate) fn clear_saved_of(&mut self) {
+        self.raw(&[0xb0, 0]);
+    }
+
+    /// Saves these of the flags in AH as they are, and all others as 0.
+    pub(crate) fn save_some_flags(&mut self, flags: u8) {
+        // lahf; and ah, flags
+        self.raw(&[0x9f, 0x80, 0xe4, flags]);
+        self.clear_saved_of();
+    }
+
     /// `and ah, !AF`.
     pub(crate) fn clear_saved_af(&mut self) {
         self.raw(&[0x80, 0xe4, 0xef]);

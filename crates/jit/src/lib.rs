@@ -4,9 +4,11 @@
 //! to the interpreter (`cpu::Engine`). See `docs/engine.md`.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod bmi;
 mod cache;
 mod emit;
 mod frame;
+mod host;
 mod memory;
 mod plan;
 mod probe;

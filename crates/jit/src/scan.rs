@@ -4,7 +4,9 @@
 //! on behind conditional branches, up to an instruction that the engine does not know, a
 //! branch that leaves the page, or [`TRACE_MAX`] instructions.
 
+use crate::bmi;
 use crate::frame::{Home, home};
+use crate::host::both_have;
 use crate::x87;
 use cpu::{INSTRUCTION_BYTES_MAX, decoder_options};
 use x86::iced::{
@@ -81,6 +83,8 @@ pub(crate) enum Kind {
     /// CLC, STC, CMC.
     Carry,
     X87(x87::Role),
+    /// BMI, LZCNT and TZCNT; what they write to the flags.
+    Bmi(Option<bmi::Flags>),
 }
 
 impl Kind {
@@ -141,7 +145,8 @@ pub(crate) struct Trace {
     pub(crate) is_loop: bool,
 }
 
-/// Reads the trace of at most `most` instructions that starts at `start` on a page.
+/// Reads the trace of at most `most` instructions that starts at `start` on a page. `meaning` is of
+/// [`crate::host::meaning_on`], here and below.
 pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> Trace {
     let mut info = InstructionInfoFactory::new();
     let mut insns: Vec<Insn> = Vec::new();
@@ -278,7 +283,8 @@ fn understand(
         | Kind::Repeat
         | Kind::TimeStamp
         | Kind::Selector => (reads, writes) = (0, 0),
-        Kind::X87(x87::Role::CompareFlags) => writes = ALL_FLAGS,
+        Kind::X87(x87::Role::CompareFlags) | Kind::Bmi(Some(_)) => writes = ALL_FLAGS,
+        Kind::Bmi(None) => writes = 0,
         _ => {}
     }
     let exits = access.is_some()
@@ -331,7 +337,13 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
     {
         return is_reachable(ins).then_some(Kind::X87(role));
     }
-    if uses_what_has_no_home(ins) || !is_reachable(ins) {
+    if uses_what_has_no_home(ins) || !both_have(ins.code(), meaning) {
+        return None;
+    }
+    if let Some(kind) = bmi::kind_of(ins) {
+        return Some(kind);
+    }
+    if !is_reachable(ins) {
         return None;
     }
     let by_memory_bits = || {
@@ -366,6 +378,7 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         | Mnemonic::Xadd
         | Mnemonic::Popcnt
         | Mnemonic::Movnti
+        | Mnemonic::Movbe
         | Mnemonic::Crc32 => Some(Kind::Copy),
         Mnemonic::Xchg if has_memory_operand(ins) => Some(Kind::Exchange),
         Mnemonic::Xchg => Some(Kind::Copy),
@@ -509,13 +522,18 @@ fn is_reachable(ins: &Instruction) -> bool {
     if is_branch && !fits(ins.near_branch64()) || slots.len() > 2 {
         return false;
     }
-    if !has_memory_operand(ins) {
-        return true;
+    !has_memory_operand(ins) || slots.len() < 2 && is_memory_reachable(ins)
+}
+
+/// True if the address of a memory operand can be computed.
+pub(crate) fn is_memory_reachable(ins: &Instruction) -> bool {
+    let is_far = || i32::try_from(ins.memory_displacement64() as i64).is_err();
+    match ins.memory_base() {
+        _ if !has_memory_operand(ins) => true,
+        Register::EIP => false,
+        Register::RIP => !is_far(),
+        _ => true,
     }
-    let by_page = ins.memory_base() == Register::RIP;
-    slots.len() < 2
-        && ins.memory_base() != Register::EIP
-        && (!by_page || fits(ins.memory_displacement64()))
 }
 
 /// SETcc and CMOVcc.
@@ -560,7 +578,7 @@ fn takes_high_bytes(ins: &Instruction) -> bool {
     )
 }
 
-/// SSE to SSE4.2 that the host does as the manual defines, without MMX registers.
+/// SSE to SSE4.2, AES, PCLMULQDQ and SHA that the host does as the manual defines, without MMX registers.
 fn is_copied_sse(ins: &Instruction) -> bool {
     let is_sse = ins.cpuid_features().iter().all(|feature| {
         matches!(
@@ -571,6 +589,9 @@ fn is_copied_sse(ins: &Instruction) -> bool {
                 | CpuidFeature::SSSE3
                 | CpuidFeature::SSE4_1
                 | CpuidFeature::SSE4_2
+                | CpuidFeature::AES
+                | CpuidFeature::PCLMULQDQ
+                | CpuidFeature::SHA
         )
     });
     let has_xmm = (0..ins.op_count())

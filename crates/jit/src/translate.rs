@@ -7,6 +7,7 @@
 
 use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 
+use crate::bmi::set_memory;
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
 use crate::memory::{Miss, tlb_tag};
@@ -531,7 +532,7 @@ impl<'a> Gen<'a> {
 
     /// The recipe for the flags of instruction `index`, if there is one that holds as long as it may be
     /// needed.
-    fn recipe(&self, index: usize) -> Option<Recipe> {
+    pub(crate) fn recipe(&self, index: usize) -> Option<Recipe> {
         let insn = &self.trace.insns[index];
         let recipe = recipe_of(&insn.ins)?;
         let mut sources = 1u16 << recipe.a;
@@ -620,6 +621,7 @@ impl<'a> Gen<'a> {
             }
             Kind::Lea => self.lea(&ins),
             Kind::X87(role) => self.x87(index, role),
+            Kind::Bmi(role) => self.bmi(index, role),
             Kind::Carry => {
                 if insn.live != 0 {
                     self.settle_flags();
@@ -680,17 +682,8 @@ impl<'a> Gen<'a> {
         ins.set_has_rep_prefix(false);
         ins.set_has_repne_prefix(false);
         ins.set_segment_prefix(Register::None);
-        let (base, memory_index, distance) = match place {
-            Some(RegMem::Mem(base, distance)) => (Some(base), None, distance),
-            Some(RegMem::Sum(base, index, distance)) => (Some(base), Some(index), distance),
-            _ => (None, None, 0),
-        };
-        if let Some(base) = base {
-            ins.set_memory_base(sized_register(base, 8));
-            ins.set_memory_index(memory_index.map_or(Register::None, |it| sized_register(it, 8)));
-            ins.set_memory_index_scale(1);
-            ins.set_memory_displacement64(distance as u64);
-            ins.set_memory_displ_size(u32::from(distance != 0));
+        if let Some(place) = place {
+            set_memory(&mut ins, place);
         }
         // What is in T and in S: registers without a home, and high bytes, turned to be low ones.
         let mut scratches: [Option<Register>; 2] = [None, None];
@@ -757,7 +750,7 @@ impl<'a> Gen<'a> {
         }
     }
 
-    fn encode_as(&mut self, ins: &Instruction) {
+    pub(crate) fn encode_as(&mut self, ins: &Instruction) {
         let here = self.e.here();
         self.encoder.encode(ins, here).expect("a form of the list, on registers of the same class");
         let bytes = self.encoder.take_buffer();
@@ -1114,7 +1107,7 @@ fn condition(ins: &Instruction) -> u8 {
     ins.condition_code() as u8 - 1
 }
 
-fn sized_register(number: u8, bytes: usize) -> Register {
+pub(crate) fn sized_register(number: u8, bytes: usize) -> Register {
     let first = match bytes {
         1 => {
             return match number {
@@ -1152,7 +1145,9 @@ fn recipe_of(ins: &Instruction) -> Option<Recipe> {
     match ins.mnemonic() {
         Mnemonic::Cmp => of(RecipeOp::Cmp, b?),
         Mnemonic::Test => of(RecipeOp::Test, b?),
-        Mnemonic::And | Mnemonic::Or | Mnemonic::Xor => of(RecipeOp::Test, Source::Gpr(a)),
+        Mnemonic::And | Mnemonic::Or | Mnemonic::Xor | Mnemonic::Andn => {
+            of(RecipeOp::Test, Source::Gpr(a))
+        }
         Mnemonic::Add if b? != Source::Gpr(a) => of(RecipeOp::Add, b?),
         Mnemonic::Sub if b? != Source::Gpr(a) => of(RecipeOp::Sub, b?),
         Mnemonic::Neg => of(RecipeOp::Neg, Source::Imm(0)),

@@ -5,11 +5,12 @@ use std::io;
 use cpu::{CodePlace, Cpu, Doing, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, is_canonical};
 use mem::{GuestMem, WatchedWrite};
 use rustc_hash::FxHashMap;
-use x86::Rflags;
+use x86::{CpuModel, Rflags};
 
 use crate::cache::{CodeMemory, Nowhere};
 use crate::emit::Emitter;
 use crate::frame::{Callees, Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
+use crate::host::{HOST, meaning_on};
 use crate::probe::host_agrees;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
 use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Site};
@@ -83,6 +84,8 @@ pub struct Translator {
     generation: u64,
     /// Longest trace, in instructions.
     trace_max: usize,
+    /// What the host's CPU has, as far as it is used.
+    host: CpuModel,
     /// How often translated code was left, by [`ExitKind`].
     exits: [u64; ExitKind::NAMES.len()],
 }
@@ -178,6 +181,7 @@ impl Translator {
             links: 0,
             generation: 0,
             trace_max: TRACE_MAX,
+            host: *HOST,
             exits: [0; ExitKind::NAMES.len()],
         })
     }
@@ -186,6 +190,17 @@ impl Translator {
     /// given few steps at a time.
     pub fn limit_traces(&mut self, most: usize) {
         self.trace_max = most.clamp(1, TRACE_MAX);
+    }
+
+    /// Leaves to the interpreter from now on what this model does not have, as on a host that is like it.
+    pub fn limit_host(&mut self, model: CpuModel) {
+        let CpuModel { level, aes, pclmulqdq, sha } = *HOST;
+        self.host = CpuModel {
+            level: model.level.min(level),
+            aes: model.aes && aes,
+            pclmulqdq: model.pclmulqdq && pclmulqdq,
+            sha: model.sha && sha,
+        };
     }
 
     /// Drops every translation.
@@ -271,7 +286,8 @@ impl Translator {
         let page = place.ram.page();
         let start = (place.ram.0 & 0xfff) as u16;
         cpu.mark(Doing::Translating);
-        let trace = scan(mem.page(page), start, place.meaning, self.trace_max);
+        let trace =
+            scan(mem.page(page), start, meaning_on(place.meaning, self.host), self.trace_max);
         for insn in &trace.insns {
             cpu.note_code(mem, page, usize::from(insn.at), usize::from(insn.next));
         }
@@ -305,7 +321,7 @@ impl Translator {
         let start = (place.ram.0 & 0xfff) as usize;
         let here = &mem.page(place.ram.page())[start..];
         let bytes = [here, &mem.page(next)[..INSTRUCTION_BYTES_MAX]].concat();
-        let trace = scan_straddler(&bytes, start as u16, place.meaning);
+        let trace = scan_straddler(&bytes, start as u16, meaning_on(place.meaning, self.host));
         cpu.note_code(mem, place.ram.page(), start, PAGE_BYTES);
         cpu.note_code(mem, next, 0, INSTRUCTION_BYTES_MAX);
         // Its accesses are checked one by one: there is no other translation of it to go on with.

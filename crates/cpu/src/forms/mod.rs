@@ -164,6 +164,12 @@ pub fn lookup(code: Code) -> Option<&'static Form> {
     BY_CODE[code as usize].form
 }
 
+/// [`CpuModel::bits_needed`], from a table.
+#[must_use]
+pub fn model_bits_needed(code: Code) -> u32 {
+    BY_CODE[code as usize].needs
+}
+
 /// The form of a code, if a model with these bits has it.
 pub(crate) fn lookup_in(code: Code, model: u32) -> Option<&'static Form> {
     let entry = &BY_CODE[code as usize];
