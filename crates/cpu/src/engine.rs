@@ -282,6 +282,11 @@ impl Cpu {
         &mut self.sse.xmm
     }
 
+    /// The upper halves of the YMM registers.
+    pub fn ymm_upper_mut(&mut self) -> &mut [u128; 16] {
+        &mut self.sse.ymm_high
+    }
+
     /// The x87.
     pub fn x87_mut(&mut self) -> &mut X87State {
         &mut self.x87

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Once;
 
 use cpu::Engine;
+use x86::CpuModel;
 
 /// An engine beside the interpreter.
 pub type BoxedEngine = Box<dyn Engine + Send>;
@@ -115,12 +116,32 @@ pub fn translator(most: usize) -> Result<BoxedEngine, Unavailable> {
     Ok(Box::new(translator))
 }
 
+/// A translator that uses nothing of the host's CPU that this model lacks, as on a host that has no more.
+///
+/// # Errors
+/// [`Unavailable`] if it cannot be had.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub fn translator_on(host: CpuModel) -> Result<BoxedEngine, Unavailable> {
+    let mut translator = jit::Translator::new()?;
+    translator.limit_host(host);
+    Ok(Box::new(translator))
+}
+
 /// A translator.
 ///
 /// # Errors
 /// Always: it is for another host.
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 pub fn translator(_: usize) -> Result<BoxedEngine, Unavailable> {
+    Err(Unavailable::Host)
+}
+
+/// A translator.
+///
+/// # Errors
+/// Always: it is for another host.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+pub fn translator_on(_: CpuModel) -> Result<BoxedEngine, Unavailable> {
     Err(Unavailable::Host)
 }
 

@@ -296,6 +296,20 @@ impl Emitter {
         self.modrm_mem(xmm, base, disp);
     }
 
+    /// `vinsertf128` from, or `vextractf128` to `[base + disp]`, of the upper half.
+    pub(crate) fn ymm_upper_move(&mut self, ymm: u8, base: u8, disp: i32, store: bool) {
+        let (source, opcode) = if store { (0, 0x19) } else { (ymm, 0x18) };
+        let extended = (!ymm >> 3 & 1) << 7 | 1 << 6 | (!base >> 3 & 1) << 5;
+        // The opcode map 0F3A; the prefix 66 and the length 256.
+        self.raw(&[0xc4, extended | 3, (!source & 15) << 3 | 1 << 2 | 1, opcode]);
+        self.modrm_mem(ymm, base, disp);
+        self.bytes.push(1);
+    }
+
+    pub(crate) fn vzeroupper(&mut self) {
+        self.raw(&[0xc5, 0xf8, 0x77]);
+    }
+
     pub(crate) fn ldmxcsr(&mut self, base: u8, disp: i32) {
         self.rex(false, 0, 0, base);
         self.raw(&[0x0f, 0xae]);

@@ -7,6 +7,7 @@
 
 use cpu::SecondLevel;
 
+use crate::avx;
 use crate::emit::{Alu, Emitter, RegMem, cc, reg};
 use crate::memory::{TLB_HOST, TLB_RAM, TLB_WRITE};
 use crate::x87::{self, X87Context};
@@ -66,8 +67,11 @@ pub(crate) mod slot {
     pub(crate) const CONTEXT: i32 = JUMPS + 8;
     /// Address of the XMM registers in the CPU.
     pub(crate) const XMM: i32 = CONTEXT + 8;
+    /// Likewise of the upper halves of the YMM registers; and 1 if they are in the host's, else 0.
+    pub(crate) const YMM: i32 = XMM + 8;
+    pub(crate) const YMM_HELD: i32 = YMM + 8;
     /// RFLAGS but for the arithmetic flags.
-    pub(crate) const RFLAGS: i32 = XMM + 8;
+    pub(crate) const RFLAGS: i32 = YMM_HELD + 8;
     /// 1 if CPL and IOPL allow CLI, else 0.
     pub(crate) const MAY_CLI: i32 = RFLAGS + 8;
     /// 1 if CPL and CR4.TSD allow RDTSC, else 0.
@@ -114,6 +118,7 @@ pub(crate) struct Context {
     pub(crate) fs: u64,
     pub(crate) gs: u64,
     pub(crate) xmm: u64,
+    pub(crate) ymm: u64,
     pub(crate) rflags: u64,
     pub(crate) may_cli: u64,
     pub(crate) may_tsc: u64,
@@ -157,6 +162,7 @@ impl Context {
             fs: 0,
             gs: 0,
             xmm: 0,
+            ymm: 0,
             rflags: 0,
             may_cli: 0,
             may_tsc: 0,
@@ -193,7 +199,7 @@ macro_rules! at {
 pub(crate) use at;
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 20] = [
+const COPIED: [(i32, i32); 21] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
     (slot::JUMPS, at!(jumps)),
@@ -202,6 +208,7 @@ const COPIED: [(i32, i32); 20] = [
     (slot::FS, at!(fs)),
     (slot::GS, at!(gs)),
     (slot::XMM, at!(xmm)),
+    (slot::YMM, at!(ymm)),
     (slot::RFLAGS, at!(rflags)),
     (slot::MAY_CLI, at!(may_cli)),
     (slot::MAY_TSC, at!(may_tsc)),
@@ -255,6 +262,8 @@ pub(crate) struct Stubs {
     /// Called to have the guest's x87 in the host's; comes back with S = 0 if the interpreter has to do what the guest
     /// does with it. Clobbers S, T and RFLAGS.
     pub(crate) hold_x87: u64,
+    /// Called to have the upper halves of the guest's YMM registers in the host's. Clobbers S.
+    pub(crate) hold_ymm: u64,
 }
 
 /// Entries of a jump table.
@@ -314,6 +323,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
         e.store(reg::RSP, to, reg::RAX);
     }
     e.store_imm64(reg::RSP, slot::X87_HELD, 0);
+    e.store_imm64(reg::RSP, slot::YMM_HELD, 0);
     e.stmxcsr(reg::RSP, slot::MXCSR);
     e.ldmxcsr(reg::RDI, at!(mxcsr));
     e.load(S, reg::RSP, slot::XMM);
@@ -377,6 +387,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
         e.store(T, to, S);
     }
     x87::emit_release(e);
+    avx::emit_release(e, 0, S);
     e.load(S, reg::RSP, slot::XMM);
     move_xmm(e, S, true);
     e.stmxcsr(T, at!(mxcsr));
@@ -411,7 +422,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.ret();
     let fill_cell = [0, TLB_WRITE].map(|tag| fill_cell(e, tag));
     let hold_x87 = x87::emit_hold(e, callees.fill_x87);
-    Stubs { enter, exit, slow, time_stamp, far, leave_far, repin, fill_cell, hold_x87 }
+    let hold_ymm = avx::emit_hold(e);
+    Stubs { enter, exit, slow, time_stamp, far, leave_far, repin, fill_cell, hold_x87, hold_ymm }
 }
 
 /// The beginning of the slow path: brings an entry back from the TLB's second level and returns, or goes on behind.
@@ -512,6 +524,7 @@ pub(crate) fn call_out(e: &mut Emitter, function: u64, pushed: i32) -> u64 {
     let below = pushed + 64;
     e.load(reg::RAX, reg::RSP, below + slot::XMM);
     move_xmm(e, reg::RAX, true);
+    avx::emit_release(e, below, reg::RAX);
     e.load(reg::RDI, reg::RSP, below + slot::SHARED);
     // What is called may use the x87 as it likes.
     x87::emit_set_aside(e, below, reg::RDI);
@@ -523,6 +536,7 @@ pub(crate) fn call_out(e: &mut Emitter, function: u64, pushed: i32) -> u64 {
     x87::emit_take_back(e, below, reg::RAX);
     e.load(reg::RAX, reg::RSP, below + slot::XMM);
     move_xmm(e, reg::RAX, false);
+    avx::emit_take_back(e, below, reg::RAX);
     for r in CALLER_SAVED.into_iter().rev() {
         e.pop(r);
     }

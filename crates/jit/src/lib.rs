@@ -4,6 +4,7 @@
 //! to the interpreter (`cpu::Engine`). See `docs/engine.md`.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod avx;
 mod bmi;
 mod cache;
 mod emit;

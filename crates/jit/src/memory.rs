@@ -342,7 +342,8 @@ impl Gen<'_> {
 
     fn leave_unless_aligned(&mut self, index: usize, address: u8) {
         self.native = false;
-        self.e.test_imm_sized(1, address, 15);
+        let bytes = self.trace.insns[index].access.map_or(16, |access| access.bytes);
+        self.e.test_imm_sized(1, address, bytes as i32 - 1);
         let hole = self.e.jcc(cc::NE);
         self.leave_before(index, vec![hole]);
     }

@@ -4,14 +4,15 @@
 //! on behind conditional branches, up to an instruction that the engine does not know, a
 //! branch that leaves the page, or [`TRACE_MAX`] instructions.
 
+use crate::avx;
 use crate::bmi;
 use crate::frame::{Home, home};
 use crate::host::both_have;
 use crate::x87;
 use cpu::{INSTRUCTION_BYTES_MAX, decoder_options};
 use x86::iced::{
-    Code, ConditionCode, CpuidFeature, Decoder, DecoderError, FlowControl, Instruction,
-    InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+    Code, ConditionCode, CpuidFeature, Decoder, DecoderError, EncodingKind, FlowControl,
+    Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
 };
 
 /// Longest trace, in instructions.
@@ -34,6 +35,8 @@ const SSE_ON: u32 = 1 << 6;
 pub(crate) enum Kind {
     /// The host's own instruction, on other registers.
     Copy,
+    /// The same, where the upper halves of the YMM registers have to be there.
+    Vector,
     /// A shift by CL: writes no flags if CL is 0.
     ShiftByCl,
     /// Nothing to do.
@@ -120,7 +123,7 @@ pub(crate) struct Insn {
 pub(crate) struct Access {
     pub(crate) bytes: u32,
     pub(crate) write: bool,
-    /// #GP if the address is not a multiple of 16.
+    /// #GP if the address is not a multiple of the size, which is 16 or 32 bytes then.
     pub(crate) aligned: bool,
 }
 
@@ -255,10 +258,10 @@ fn understand(
                 )
         });
         let bytes = ins.memory_size().size() as u32;
-        if bytes == 0 || bytes > 16 {
+        if bytes == 0 || bytes > 32 {
             return None;
         }
-        access = Some(Access { bytes, write, aligned: bytes == 16 && wants_alignment(ins) });
+        access = Some(Access { bytes, write, aligned: wants_alignment(ins, bytes) });
     }
     let mut reads = ins.rflags_read() & ALL_FLAGS;
     let mut writes = ins.rflags_modified() & ALL_FLAGS;
@@ -315,17 +318,21 @@ fn has_memory_operand(ins: &Instruction) -> bool {
     ins.op_kinds().any(|kind| kind == OpKind::Memory)
 }
 
-/// True for the instructions whose 16-byte operand has to be aligned.
-fn wants_alignment(ins: &Instruction) -> bool {
-    !matches!(
-        ins.mnemonic(),
-        Mnemonic::Movups
-            | Mnemonic::Movupd
-            | Mnemonic::Movdqu
-            | Mnemonic::Lddqu
-            | Mnemonic::Pcmpistri
-            | Mnemonic::Pcmpistrm
-    )
+/// True for the instructions whose operand of so many bytes has to be aligned.
+fn wants_alignment(ins: &Instruction, bytes: u32) -> bool {
+    if ins.code().encoding() == EncodingKind::VEX {
+        return avx::wants_alignment(ins);
+    }
+    bytes == 16
+        && !matches!(
+            ins.mnemonic(),
+            Mnemonic::Movups
+                | Mnemonic::Movupd
+                | Mnemonic::Movdqu
+                | Mnemonic::Lddqu
+                | Mnemonic::Pcmpistri
+                | Mnemonic::Pcmpistrm
+        )
 }
 
 fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
@@ -336,6 +343,9 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         && let Some(role) = x87::role_of(ins.code())
     {
         return is_reachable(ins).then_some(Kind::X87(role));
+    }
+    if let Some(kind) = avx::kind_of(ins, meaning) {
+        return Some(kind);
     }
     if uses_what_has_no_home(ins) || !both_have(ins.code(), meaning) {
         return None;
@@ -507,7 +517,7 @@ fn wide_operand(ins: &Instruction) -> bool {
 }
 
 /// True if every address that is computed from the page can be, and enough registers are free.
-fn is_reachable(ins: &Instruction) -> bool {
+pub(crate) fn is_reachable(ins: &Instruction) -> bool {
     let fits = |distance: u64| i32::try_from(distance as i64).is_ok();
     let mut slots: Vec<Register> = (0..ins.op_count())
         .filter(|n| ins.op_kind(*n) == OpKind::Register && ins.op_register(*n).is_gpr())
@@ -622,12 +632,16 @@ fn is_copied_sse(ins: &Instruction) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::host::meaning_on;
+    use x86::{CpuLevel, CpuModel};
 
     /// Everything that bytes can decode to: each opcode of each map, with each prefix that may choose another
     /// form, and registers or memory.
     fn decodable() -> impl Iterator<Item = Instruction> {
-        const PREFIXES: [&[u8]; 12] = [
+        const PREFIXES: [&[u8]; 13] = [
             &[],
             &[0x66],
             &[0xf2],
@@ -639,31 +653,113 @@ mod tests {
             &[0xf2, 0x48],
             &[0xf3, 0x48],
             &[0x66, 0xf2],
+            &[0x66, 0xf3],
             &[0x41],
         ];
         const MAPS: [&[u8]; 4] = [&[], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]];
         let places = PREFIXES.into_iter().flat_map(|prefix| MAPS.map(|map| [prefix, map].concat()));
-        places.flat_map(|start| {
+        // VEX: the opcode map; W, the length and the prefix it stands for; another register among the operands.
+        let vex = (1..=3_u8).flat_map(|map| {
+            let bits = (0..16_u8).map(|n| (n & 8) << 4 | 0x78 | n & 7);
+            bits.map(move |bits| vec![0xc4, 0xe0 | map, bits])
+        });
+        places.chain(vex).flat_map(|start| {
             // The low half of the numbers have an operand in memory, the others in a register.
             (0..=255_u8).flat_map(|opcode| (0..16_u8).map(move |n| (opcode, n))).filter_map(
                 move |(opcode, n)| {
                     let modrm = (n & 7) << 3 | if n < 8 { 4 } else { 0xc1 };
                     let bytes = [&start[..], &[opcode, modrm, 0x24, 1, 2, 3, 4, 5, 6, 7]].concat();
-                    let ins = Decoder::with_ip(64, &bytes, 0, decoder_options(0)).decode();
+                    let ins = Decoder::with_ip(64, &bytes, 0, decoder_options(EVERYTHING)).decode();
                     (!ins.is_invalid()).then_some(ins)
                 },
             )
         })
     }
 
+    const AVX_ON: u32 = 1 << 12;
+    const ALL_MODELS: u32 = of_models(CpuModel::ALL, CpuModel::ALL);
+    const EVERYTHING: u32 = ALL_MODELS | SSE_ON | AVX_ON;
+
+    const fn of_models(guest: CpuModel, host: CpuModel) -> u32 {
+        meaning_on(guest.bits() << 8, host)
+    }
+
+    /// The forms that a model beyond the base has, each with what it needs.
+    fn beyond_v2() -> impl Iterator<Item = (Instruction, u32)> {
+        let form = |ins: &Instruction| cpu::forms::lookup(ins.code()).is_some();
+        let needed = |ins: &Instruction| cpu::forms::model_bits_needed(ins.code());
+        decodable().filter(form).map(move |ins| (ins, needed(&ins))).filter(|(_, bits)| *bits != 0)
+    }
+
+    #[test]
+    fn every_form_beyond_v2_is_on_the_list_but_for_those_whose_like_is_not() {
+        let mut names = BTreeSet::new();
+        let (mut listed, mut left) = (BTreeSet::new(), BTreeSet::new());
+        for (ins, _) in beyond_v2() {
+            names.insert(format!("{:?}", ins.code()));
+            let is_listed = kind_of(&ins, EVERYTHING).is_some();
+            let which = if is_listed { &mut listed } else { &mut left };
+            which.insert(format!("{:?}", ins.mnemonic()));
+        }
+        let forms = cpu::forms::all().map(|form| form.code);
+        let all = forms.filter(|code| cpu::forms::model_bits_needed(*code) != 0);
+        let unseen: Vec<_> =
+            all.map(|code| format!("{code:?}")).filter(|it| !names.contains(it)).collect();
+        assert_eq!(unseen, Vec::<String>::new());
+        let depends_on_host = [
+            "Vdppd", "Vdpps", "Vhaddpd", "Vhaddps", "Vhsubpd", "Vhsubps", "Vrcpps", "Vrcpss",
+            "Vrsqrtps", "Vrsqrtss",
+        ];
+        let by_element = [
+            "Vgatherdpd",
+            "Vgatherdps",
+            "Vgatherqpd",
+            "Vgatherqps",
+            "Vmaskmovdqu",
+            "Vmaskmovpd",
+            "Vmaskmovps",
+            "Vpgatherdd",
+            "Vpgatherdq",
+            "Vpgatherqd",
+            "Vpgatherqq",
+            "Vpmaskmovd",
+            "Vpmaskmovq",
+        ];
+        // Their operands are not in the registers that they are in here, or they are the system's.
+        let others =
+            ["Vpcmpestri", "Vpcmpestri64", "Vpcmpestrm", "Vpcmpestrm64", "Xsavec", "Xsavec64"];
+        let expected = [&depends_on_host[..], &by_element, &others].concat();
+        let expected: BTreeSet<String> = expected.into_iter().map(String::from).collect();
+        assert_eq!(left, expected);
+        assert_eq!(listed.intersection(&left).next(), None);
+    }
+
+    #[test]
+    fn what_a_guest_or_a_host_lacks_is_left_alone() {
+        for (ins, needed) in beyond_v2() {
+            for lacking in
+                [CpuModel::V2, CpuModel::V3, CpuModel { level: CpuLevel::V2, ..CpuModel::ALL }]
+            {
+                if needed & !lacking.bits() == 0 {
+                    continue;
+                }
+                for models in [of_models(lacking, CpuModel::ALL), of_models(CpuModel::ALL, lacking)]
+                {
+                    let kind = kind_of(&ins, models | SSE_ON | AVX_ON);
+                    assert_eq!(kind, None, "{:?} for {lacking}", ins.code());
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_form_on_the_list_is_one_that_the_interpreter_has() {
         let unknown = decodable()
             .filter(|ins| {
-                kind_of(ins, SSE_ON).is_some() && cpu::forms::lookup(ins.code()).is_none()
+                kind_of(ins, EVERYTHING).is_some() && cpu::forms::lookup(ins.code()).is_none()
             })
             .map(|ins| format!("{:?}", ins.code()));
-        assert_eq!(unknown.collect::<std::collections::BTreeSet<_>>(), Default::default());
+        assert_eq!(unknown.collect::<BTreeSet<_>>(), Default::default());
     }
 
     #[test]
@@ -673,9 +769,10 @@ mod tests {
             let off: &[u32] = match cpu::forms::lookup(ins.code()).map(|form| form.gate()) {
                 None | Some(Gate::None) => &[],
                 Some(Gate::X87 | Gate::Wait) => &[SSE_OFF, SSE_ON | 1 << 3, SSE_ON | 1 << 4],
-                Some(_) => &[0, SSE_OFF | SSE_ON, SSE_ON | 1 << 4],
+                Some(Gate::Avx) => &[0, SSE_ON, AVX_ON | 1 << 4],
+                Some(_) => &[0, AVX_ON, SSE_OFF | SSE_ON, SSE_ON | 1 << 4],
             };
-            off.iter().any(|it| kind_of(ins, *it).is_some())
+            off.iter().any(|it| kind_of(ins, ALL_MODELS | *it).is_some())
         });
         assert_eq!(copied.map(|ins| format!("{:?}", ins.code())).next(), None);
     }

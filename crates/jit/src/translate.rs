@@ -168,6 +168,8 @@ pub(crate) enum Cold {
     Repin { hole: Hole, back: u64, span: i32, flags: FlagState, index: usize },
     /// The guest's x87 is not in the host's yet.
     HoldX87 { hole: Hole, back: u64, flags: FlagState, site: u32 },
+    /// The upper halves of the guest's YMM registers are not in the host's yet.
+    HoldYmm { hole: Hole, back: u64 },
     /// A conditional branch was taken.
     Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
 }
@@ -253,6 +255,10 @@ impl<'a> Gen<'a> {
 
     /// Emits the whole translation.
     pub(crate) fn run(mut self) -> Vec<u8> {
+        if self.trace.insns.iter().any(|insn| insn.kind == Kind::Vector) {
+            self.hold_ymm();
+            self.again = self.e.here();
+        }
         if self.trace.is_loop && self.flavour != Flavour::Plain {
             self.enter_loop();
             self.again = self.e.here();
@@ -340,6 +346,11 @@ impl<'a> Gen<'a> {
                 let done = self.e.jcc(cc::NE);
                 self.e.fill_to(done, back);
                 self.leave_with(flags, site);
+            }
+            Cold::HoldYmm { hole, back } => {
+                self.e.fill(hole);
+                self.e.call_to(self.stubs.hold_ymm);
+                self.e.jmp_to(back);
             }
             Cold::Leave { holes, flags, site } => {
                 holes.into_iter().for_each(|hole| self.e.fill(hole));
@@ -586,7 +597,7 @@ impl<'a> Gen<'a> {
                     self.branch_to(ins.near_branch64(), insn.at);
                 }
             }
-            Kind::Copy => self.copy(index),
+            Kind::Copy | Kind::Vector => self.copy(index),
             Kind::ShiftByCl => self.shift_by_cl(index),
             Kind::ImulTo => self.imul_to(index),
             Kind::MulWide { signed } => self.mul_wide(index, signed),
@@ -1226,11 +1237,14 @@ fn moved(ins: &Instruction, code: Code, is_load: bool) -> Instruction {
 mod tests {
     use super::*;
     use crate::frame::{Callees, emit_stubs};
+    use crate::host::meaning_on;
     use crate::scan::scan;
     use crate::translator::TRANSLATION_BYTES_MAX;
+    use x86::CpuModel;
 
-    /// The mode bits of a system that uses SSE.
-    const MEANING: u32 = 1 << 6 | 2;
+    /// The mode bits of a system that uses SSE and AVX, in a CPU and on a host with everything.
+    const MEANING: u32 =
+        meaning_on(CpuModel::ALL.bits() << 8 | 1 << 6 | 1 << 12 | 2, CpuModel::ALL);
 
     /// Translates from every offset of a page; gives the length of the longest translation.
     fn longest(page: &[u8; 4096]) -> usize {
@@ -1251,10 +1265,10 @@ mod tests {
             let mut page = [0; 4096];
             // Long runs of known instructions are rare in random bytes, so most of these are small numbers,
             // the prefixes and the opcodes that are followed by another one.
-            const COMMON: [u8; 8] = [0x48, 0x66, 0xf3, 0x0f, 0x41, 0x89, 0x67, 0x64];
+            const COMMON: [u8; 10] = [0x48, 0x66, 0xf3, 0x0f, 0x41, 0x89, 0x67, 0x64, 0xc4, 0xc5];
             for byte in &mut page {
                 *byte = match rng.below(4) {
-                    0 if round % 2 == 0 => COMMON[rng.below(8) as usize],
+                    0 if round % 2 == 0 => COMMON[rng.below(10) as usize],
                     _ => rng.u64() as u8,
                 };
             }
@@ -1265,10 +1279,12 @@ mod tests {
     #[test]
     fn the_longest_instructions_fill_a_fraction_of_what_a_translation_may_have() {
         // push qword fs:[r8+r9*8+0x12345678]; cmp bytes; add r10, [gs:r11d+r8d*2+...]
-        let longest_forms: [&[u8]; 3] = [
+        let longest_forms: [&[u8]; 4] = [
             &[0x64, 0x43, 0xff, 0xb4, 0xc8, 0x78, 0x56, 0x34, 0x12],
             &[0x65, 0x67, 0x4f, 0x03, 0x94, 0x43, 0x78, 0x56, 0x34, 0x12],
             &[0x64, 0x67, 0x4f, 0x0f, 0xb1, 0x94, 0x43, 0x78, 0x56, 0x34, 0x12],
+            // vpinsrw xmm8, xmm9, word gs:[r11d+r8d*2+...], 1
+            &[0x65, 0x67, 0xc4, 0x01, 0x31, 0xc4, 0x44, 0x43, 0x78, 0x01],
         ];
         for form in longest_forms {
             let mut page = [0x90; 4096];

@@ -509,6 +509,7 @@ impl Engine for Translator {
             self.context.page = rip & !0xfff;
             self.context.context = context;
             self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
+            self.context.ymm = cpu.ymm_upper_mut().as_mut_ptr() as u64;
             self.context.cpu = (&raw mut *cpu).cast();
             self.context.env = (&raw mut *env).cast();
             self.entries += 1;

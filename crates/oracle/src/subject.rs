@@ -103,6 +103,12 @@ impl Interpreter {
         }
     }
 
+    /// Steps of all cases that the engine made itself.
+    #[must_use]
+    pub fn engine_steps(&self) -> u64 {
+        self.cpu.stats().engine_steps
+    }
+
     fn read_memory(&mut self) {
         for (region, at) in REGIONS.into_iter().enumerate() {
             self.mem

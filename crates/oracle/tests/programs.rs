@@ -8,6 +8,7 @@ use cpu::{Cpu, Engine, Env, Next};
 use engines::{BoxedEngine, EngineKind};
 use mem::{GuestMem, WatchedWrite};
 use oracle::programs::{Duel, Plan, Program};
+use x86::CpuModel;
 
 /// Programs and steps of each: a build without optimization gets a taste only.
 const PROGRAMS: u64 = if cfg!(debug_assertions) { 12 } else { 150 };
@@ -15,8 +16,12 @@ const PLAN: Plan =
     Plan { steps: if cfg!(debug_assertions) { 3000 } else { 30_000 }, shrink: true, isolate: true };
 
 fn check(make: fn() -> BoxedEngine) -> Duel {
+    check_some(make, PROGRAMS)
+}
+
+fn check_some(make: fn() -> BoxedEngine, programs: u64) -> Duel {
     let mut duel = Duel::new(make, PLAN);
-    for seed in 1..=PROGRAMS {
+    for seed in 1..=programs {
         if let Err(failure) = duel.run(seed) {
             panic!("{failure}");
         }
@@ -39,6 +44,18 @@ fn random_programs_cannot_tell_the_translator() {
     }
     let make = || EngineKind::Translator.make().unwrap().expect("it was asked for by name");
     let duel = check(make);
+    assert!(duel.engine_steps > duel.steps / 2, "the engine made {} steps", duel.engine_steps);
+}
+
+/// behaviour 22
+#[test]
+fn random_programs_cannot_tell_a_translator_whose_host_has_less_than_their_cpu() {
+    if let Err(error) = EngineKind::Translator.make() {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let make = || engines::translator_on(CpuModel::V2).expect("there is a translator");
+    let duel = check_some(make, PROGRAMS / 3);
     assert!(duel.engine_steps > duel.steps / 2, "the engine made {} steps", duel.engine_steps);
 }
 
