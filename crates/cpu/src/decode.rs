@@ -6,7 +6,7 @@ use x86::{Access, CpuModel, Cr0, Cr4};
 use crate::forms::{self, Gate};
 use crate::op::{Fault, Handler};
 use crate::state::Seg;
-use crate::{Cpu, Env, Op};
+use crate::{Cpu, Env, Op, Side};
 
 /// The longest instruction.
 pub const INSTRUCTION_BYTES_MAX: usize = 15;
@@ -52,6 +52,11 @@ impl ModeKey {
     const BANK_SHIFT: u32 = 14;
     /// The bits that decide what bytes mean.
     pub(crate) const MEANING: u32 = 0x1fff;
+
+    /// The key on the other side of a system call, or on this one.
+    pub(crate) fn on(key: u32, side: Side) -> u32 {
+        key & !ModeKey::USER | if side == Side::Program { ModeKey::USER } else { 0 }
+    }
 }
 
 impl Cpu {

@@ -13,14 +13,14 @@
 
 use base::{Gpa, Icount, PAGE_SIZE};
 use mem::{GuestMem, RamOffset, WatchedWrite};
-use x86::{Cr4, Rflags};
+use x86::{Cr4, Efer, Rflags};
 
 use crate::access::is_canonical;
 use crate::decode::ModeKey;
 use crate::op::Env;
 use crate::profile::Doing;
 use crate::state::Seg;
-use crate::tlb::{BANKS, SecondLevel};
+use crate::tlb::{BANKS, SecondLevel, View};
 use crate::walk::Kind;
 use crate::{Cpu, CpuStats, Flags, X87State};
 
@@ -90,6 +90,24 @@ pub struct CodePlace {
     pub meaning: u32,
 }
 
+/// The two sides of a system call, in 64-bit mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// CPL 3.
+    Program,
+    /// CPL 0, with RFLAGS.AC clear.
+    Kernel,
+}
+
+/// What SYSCALL does.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemCalls {
+    /// Where it leads.
+    pub target: u64,
+    /// The bits of RFLAGS that it keeps, and the one that is always 1.
+    pub kept: u64,
+}
+
 impl CpuStats {
     pub(crate) fn note_left(&mut self, left: Left, steps: u64) {
         let count = match left {
@@ -139,12 +157,6 @@ impl Cpu {
         self.flags = Flags::from_rflags(status & Rflags::STATUS);
     }
 
-    /// Takes over IF and DF from `rflags`. Nobody has to look at that: an engine sets IF only where no interrupt waits.
-    pub fn set_quiet_flags(&mut self, rflags: u64) {
-        const QUIET: u64 = Rflags::IF | Rflags::DF;
-        self.rflags = self.rflags & !QUIET | rflags & QUIET;
-    }
-
     /// `IA32_KERNEL_GS_BASE`, which SWAPGS exchanges with the base of GS.
     #[must_use]
     pub fn kernel_gs_base(&self) -> u64 {
@@ -152,9 +164,22 @@ impl Cpu {
     }
 
     /// What SWAPGS does at CPL 0.
-    pub fn swap_gs(&mut self) {
+    pub(crate) fn swap_gs(&mut self) {
         let base = std::mem::replace(&mut self.sys.kernel_gs_base, self.seg[Seg::GS].base);
         self.set_segment_base(Seg::GS, base);
+    }
+
+    /// Sets the bases of FS and GS and the one that SWAPGS exchanges with the latter. They are canonical.
+    pub fn set_bases(&mut self, fs: u64, gs: u64, kernel_gs: u64) {
+        self.set_segment_base(Seg::FS, fs);
+        self.set_segment_base(Seg::GS, gs);
+        self.sys.kernel_gs_base = kernel_gs;
+    }
+
+    /// True if RDFSBASE and its like do not fault.
+    #[must_use]
+    pub fn has_base_instructions(&self) -> bool {
+        self.sys.cr4 & Cr4::FSGSBASE != 0
     }
 
     /// True if RDTSC and RDTSCP do not fault.
@@ -264,8 +289,12 @@ impl Cpu {
     /// A link from a linear address to its code holds while this number is the same for it.
     #[must_use]
     pub fn code_context(&self, linear: u64) -> u64 {
+        self.context_on(self.mode_key, linear)
+    }
+
+    fn context_on(&self, mode_key: u32, linear: u64) -> u64 {
         let half = linear >> 63;
-        u64::from(self.mode_key) << 33 | half << 32 | u64::from(self.tlb.code_epoch(linear))
+        u64::from(mode_key) << 33 | half << 32 | u64::from(self.tlb.code_epoch(linear))
     }
 
     /// Address spaces that the TLB keeps side by side.
@@ -275,6 +304,61 @@ impl Cpu {
     #[must_use]
     pub fn address_space(&self) -> usize {
         self.tlb.bank()
+    }
+
+    /// What SYSCALL does; `None` if the interpreter has to do both it and SYSRET.
+    #[must_use]
+    pub fn system_calls(&self) -> Option<SystemCalls> {
+        let sys = &self.sys;
+        let is_on = sys.efer & Efer::SCE != 0 && is_canonical(sys.lstar) && self.serves_views();
+        // So only RIP, the segments and the flags differ from side to side, and the kernel begins without AC.
+        let is_plain = self.rflags & Rflags::IOPL == 0 && sys.fmask & Rflags::AC != 0;
+        (is_on && is_plain)
+            .then_some(SystemCalls { target: sys.lstar, kept: !sys.fmask | Rflags::FIXED })
+    }
+
+    /// True if STAC and CLAC do no more than to choose between two views.
+    #[must_use]
+    pub fn has_two_views(&self) -> bool {
+        self.sys.cr4 & Cr4::SMAP != 0 && self.serves_views()
+    }
+
+    /// True if the TLB may serve the running code's accesses, so that it may those of the other side.
+    fn serves_views(&self) -> bool {
+        self.tlb_base == self.tlb.base_of(self.view, false)
+    }
+
+    /// [`Cpu::tlb_entries`] and [`Cpu::second_level`] on a side of a system call.
+    #[must_use]
+    pub fn side_tlb(&self, side: Side) -> (*const u64, SecondLevel) {
+        let view = if side == Side::Kernel { View::Supervisor } else { View::User };
+        let base = self.tlb.base_of(view, false);
+        (self.tlb.entries_from(base), self.tlb.second_level(base))
+    }
+
+    /// [`Cpu::code_context`] there.
+    #[must_use]
+    pub fn side_context(&self, side: Side, linear: u64) -> u64 {
+        self.context_on(ModeKey::on(self.mode_key, side), linear)
+    }
+
+    /// The selectors of CS and SS there.
+    #[must_use]
+    pub fn side_selectors(&self, side: Side) -> [u16; 2] {
+        self.side_segments(side).map(|segment| segment.selector)
+    }
+
+    /// Follows an engine to the other side of a system call, if `side` says so, and takes over RFLAGS but for the
+    /// arithmetic flags.
+    pub fn follow(&mut self, side: Option<Side>, rflags: u64) {
+        let changed = self.rflags ^ rflags;
+        self.rflags = rflags & !Rflags::STATUS;
+        if let Some(side) = side {
+            self.enter_side(side);
+            self.update_mode();
+        } else if changed & Rflags::AC != 0 {
+            self.update_view();
+        }
     }
 
     /// The XMM registers.

@@ -10,6 +10,7 @@ use cpu::SecondLevel;
 use crate::avx;
 use crate::emit::{Alu, Emitter, RegMem, cc, reg};
 use crate::memory::{TLB_HOST, TLB_RAM, TLB_WRITE};
+use crate::sides::{self, SideState, SideStubs};
 use crate::x87::{self, X87Context};
 
 /// Scratch: an address, then what it points to.
@@ -70,16 +71,12 @@ pub(crate) mod slot {
     /// Likewise of the upper halves of the YMM registers; and 1 if they are in the host's, else 0.
     pub(crate) const YMM: i32 = XMM + 8;
     pub(crate) const YMM_HELD: i32 = YMM + 8;
-    /// RFLAGS but for the arithmetic flags.
+    /// RFLAGS but for the arithmetic flags. The context has it, too, as far as AC goes.
     pub(crate) const RFLAGS: i32 = YMM_HELD + 8;
-    /// 1 if CPL and IOPL allow CLI, else 0.
-    pub(crate) const MAY_CLI: i32 = RFLAGS + 8;
-    /// 1 if CPL and CR4.TSD allow RDTSC, else 0.
-    pub(crate) const MAY_TSC: i32 = MAY_CLI + 8;
-    /// 1 at CPL 0, else 0.
-    pub(crate) const MAY_SWAP: i32 = MAY_TSC + 8;
+    /// What the running code may do: [`crate::sides::may`].
+    pub(crate) const MAY: i32 = RFLAGS + 8;
     /// 1 if no interrupt waits, else 0.
-    pub(crate) const NONE_WAITS: i32 = MAY_SWAP + 8;
+    pub(crate) const NONE_WAITS: i32 = MAY + 8;
     /// `IA32_KERNEL_GS_BASE`.
     pub(crate) const KERNEL_GS: i32 = NONE_WAITS + 8;
     /// Two registers while REP runs.
@@ -120,9 +117,7 @@ pub(crate) struct Context {
     pub(crate) xmm: u64,
     pub(crate) ymm: u64,
     pub(crate) rflags: u64,
-    pub(crate) may_cli: u64,
-    pub(crate) may_tsc: u64,
-    pub(crate) may_swap: u64,
+    pub(crate) may: u64,
     pub(crate) none_waits: u64,
     pub(crate) kernel_gs: u64,
     pub(crate) site: u64,
@@ -142,6 +137,15 @@ pub(crate) struct Context {
     /// The budget with which the last loop was entered.
     pub(crate) entered: u64,
     pub(crate) x87: X87Context,
+    /// Both sides of a system call, the program's first.
+    pub(crate) sides: [SideState; 2],
+    /// The side to which the last system call has led, plus 1, where the CPU has not followed yet.
+    pub(crate) side: u64,
+    /// Where SYSCALL leads, and what of RFLAGS it keeps.
+    pub(crate) call_target: u64,
+    pub(crate) kept_flags: u64,
+    /// The pin that CLAC brings back: page and distance.
+    pub(crate) pin_before_ac: [u64; 2],
     /// For the slow path: the CPU and its environment, while translated code runs.
     pub(crate) cpu: *mut (),
     pub(crate) env: *mut (),
@@ -164,9 +168,7 @@ impl Context {
             xmm: 0,
             ymm: 0,
             rflags: 0,
-            may_cli: 0,
-            may_tsc: 0,
-            may_swap: 0,
+            may: 0,
             none_waits: 0,
             kernel_gs: 0,
             site: 0,
@@ -183,6 +185,11 @@ impl Context {
             whole_budget: 0,
             entered: 0,
             x87: X87Context::new(),
+            sides: [SideState::NONE; 2],
+            side: 0,
+            call_target: 0,
+            kept_flags: 0,
+            pin_before_ac: [0; 2],
             cpu: std::ptr::null_mut(),
             env: std::ptr::null_mut(),
             slow_calls: 0,
@@ -199,7 +206,7 @@ macro_rules! at {
 pub(crate) use at;
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 21] = [
+const COPIED: [(i32, i32); 19] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
     (slot::JUMPS, at!(jumps)),
@@ -210,9 +217,7 @@ const COPIED: [(i32, i32); 21] = [
     (slot::XMM, at!(xmm)),
     (slot::YMM, at!(ymm)),
     (slot::RFLAGS, at!(rflags)),
-    (slot::MAY_CLI, at!(may_cli)),
-    (slot::MAY_TSC, at!(may_tsc)),
-    (slot::MAY_SWAP, at!(may_swap)),
+    (slot::MAY, at!(may)),
     (slot::NONE_WAITS, at!(none_waits)),
     (slot::KERNEL_GS, at!(kernel_gs)),
     (slot::PIN_PAGE, at!(pin_page)),
@@ -224,7 +229,9 @@ const COPIED: [(i32, i32); 21] = [
 ];
 
 /// What the context gets from the frame.
-const LEFT: [(i32, i32); 10] = [
+const LEFT: [(i32, i32); 12] = [
+    (slot::MAY, at!(may)),
+    (slot::FS, at!(fs)),
     (slot::GS, at!(gs)),
     (slot::KERNEL_GS, at!(kernel_gs)),
     (slot::ENTERED, at!(entered)),
@@ -264,6 +271,7 @@ pub(crate) struct Stubs {
     pub(crate) hold_x87: u64,
     /// Called to have the upper halves of the guest's YMM registers in the host's. Clobbers S.
     pub(crate) hold_ymm: u64,
+    pub(crate) sides: SideStubs,
 }
 
 /// Entries of a jump table.
@@ -423,7 +431,20 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     let fill_cell = [0, TLB_WRITE].map(|tag| fill_cell(e, tag));
     let hold_x87 = x87::emit_hold(e, callees.fill_x87);
     let hold_ymm = avx::emit_hold(e);
-    Stubs { enter, exit, slow, time_stamp, far, leave_far, repin, fill_cell, hold_x87, hold_ymm }
+    let sides = sides::emit_stubs(e, far);
+    Stubs {
+        enter,
+        exit,
+        slow,
+        time_stamp,
+        far,
+        leave_far,
+        repin,
+        fill_cell,
+        hold_x87,
+        hold_ymm,
+        sides,
+    }
 }
 
 /// The beginning of the slow path: brings an entry back from the TLB's second level and returns, or goes on behind.

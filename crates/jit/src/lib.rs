@@ -14,6 +14,7 @@ mod memory;
 mod plan;
 mod probe;
 mod scan;
+mod sides;
 mod strings;
 mod system;
 mod translate;

@@ -6,7 +6,7 @@ use x86::iced::{Instruction, Register};
 use crate::emit::{Alu, Hole, RegMem, cc, reg};
 use crate::frame::{Home, S, T, home, slot};
 use crate::plan::{Check, Group};
-use crate::scan::Access;
+use crate::scan::{Access, Kind};
 use crate::translate::{Cold, Exit, FlagState, Flavour, Gen};
 
 /// Offset of the host address in an entry of `Cpu::tlb_entries`.
@@ -15,6 +15,9 @@ pub(crate) const TLB_HOST: i32 = 24;
 pub(crate) const TLB_WRITE: i32 = 8;
 /// Offset of the RAM address.
 pub(crate) const TLB_RAM: i32 = 16;
+
+/// From a view of the TLB to the next: from the supervisor's without AC to the one with it.
+pub(crate) const TLB_VIEW_BYTES: i32 = 1024 * 32;
 
 /// Offset of the tag that allows an access.
 pub(crate) fn tlb_tag(access: Access) -> i32 {
@@ -274,6 +277,10 @@ impl Gen<'_> {
         let is_checked = |check: &Check| {
             !matches!(check, Check::Follower(_) | Check::Leader { group: Group::Stack, .. })
         };
+        // What a cell remembers is true in one view of the TLB.
+        if self.trace.insns.iter().any(|insn| matches!(insn.kind, Kind::SetAc(_))) {
+            return 0;
+        }
         let accesses = self.trace.insns.iter().zip(&self.checks);
         let wanted = accesses
             .filter(|(insn, checks)| insn.access.is_some() && is_checked(&checks.operand))

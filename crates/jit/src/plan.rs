@@ -106,10 +106,12 @@ pub(crate) fn plan(insns: &[Insn]) -> Vec<Checks> {
     for (index, insn) in insns.iter().enumerate() {
         planner.accesses(index, insn);
         planner.step(insn);
+        if let Kind::SetAc(_) = insn.kind {
+            // Pages may be accessed before that may not after, and the pin is another one.
+            planner.close_all();
+        }
     }
-    while let Some(open) = planner.open.pop() {
-        planner.close(&open);
-    }
+    planner.close_all();
     planner.checks
 }
 
@@ -211,6 +213,12 @@ impl Planner {
             high: end,
             followers: 0,
         });
+    }
+
+    fn close_all(&mut self) {
+        while let Some(open) = self.open.pop() {
+            self.close(&open);
+        }
     }
 
     /// Nothing more joins this group.

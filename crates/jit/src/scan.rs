@@ -6,7 +6,7 @@
 
 use crate::avx;
 use crate::bmi;
-use crate::frame::{Home, home};
+use crate::frame::{Home, home, slot};
 use crate::host::both_have;
 use crate::x87;
 use cpu::{INSTRUCTION_BYTES_MAX, decoder_options};
@@ -66,6 +66,13 @@ pub(crate) enum Kind {
     Cli,
     Sti,
     SwapGs,
+    /// STAC, or CLAC.
+    SetAc(bool),
+    Syscall,
+    Sysret,
+    /// RDFSBASE and RDGSBASE, with the base's place in the frame.
+    ReadBase(i32),
+    WriteBase(i32),
     Cld,
     LoadMxcsr,
     /// RDTSC, RDTSCP.
@@ -93,7 +100,15 @@ pub(crate) enum Kind {
 impl Kind {
     /// True for branches that the trace does not follow wherever they lead.
     fn ends_trace(self) -> bool {
-        matches!(self, Kind::JmpIndirect | Kind::Call | Kind::CallIndirect | Kind::Ret)
+        matches!(
+            self,
+            Kind::JmpIndirect
+                | Kind::Call
+                | Kind::CallIndirect
+                | Kind::Ret
+                | Kind::Syscall
+                | Kind::Sysret
+        )
     }
 }
 
@@ -281,6 +296,11 @@ fn understand(
         | Kind::Cli
         | Kind::Sti
         | Kind::SwapGs
+        | Kind::SetAc(_)
+        | Kind::Syscall
+        | Kind::Sysret
+        | Kind::ReadBase(_)
+        | Kind::WriteBase(_)
         | Kind::Cld
         | Kind::LoadMxcsr
         | Kind::Repeat
@@ -298,6 +318,11 @@ fn understand(
                 | Kind::Cli
                 | Kind::Sti
                 | Kind::SwapGs
+                | Kind::SetAc(_)
+                | Kind::Syscall
+                | Kind::Sysret
+                | Kind::ReadBase(_)
+                | Kind::WriteBase(_)
                 | Kind::TimeStamp
                 | Kind::Repeat
                 | Kind::Pop
@@ -431,6 +456,10 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         Mnemonic::Cli => Some(Kind::Cli),
         Mnemonic::Sti => Some(Kind::Sti),
         Mnemonic::Swapgs => Some(Kind::SwapGs),
+        Mnemonic::Stac => Some(Kind::SetAc(true)),
+        Mnemonic::Clac => Some(Kind::SetAc(false)),
+        Mnemonic::Syscall => Some(Kind::Syscall),
+        Mnemonic::Sysretq => Some(Kind::Sysret),
         Mnemonic::Pop => matches!(ins.code(), Code::Pop_r64).then_some(Kind::Pop),
         Mnemonic::Leave => (ins.code() == Code::Leaveq).then_some(Kind::Leave),
         Mnemonic::Jmp => match ins.code() {
@@ -475,6 +504,10 @@ fn special_kind_of(ins: &Instruction) -> Option<Kind> {
         Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
             (ins.op0_kind() == OpKind::Register).then_some(Kind::Selector)
         }
+        Code::Rdfsbase_r64 => Some(Kind::ReadBase(slot::FS)),
+        Code::Rdgsbase_r64 => Some(Kind::ReadBase(slot::GS)),
+        Code::Wrfsbase_r64 => Some(Kind::WriteBase(slot::FS)),
+        Code::Wrgsbase_r64 => Some(Kind::WriteBase(slot::GS)),
         Code::Movsb_m8_m8
         | Code::Movsw_m16_m16
         | Code::Movsd_m32_m32

@@ -6,6 +6,7 @@ use x86::iced::{Instruction, Mnemonic};
 use crate::emit::{Alu, RegMem, cc, reg};
 use crate::frame::{Home, S, T, at, home, slot};
 use crate::scan::operand_bytes;
+use crate::sides::may;
 use crate::translate::{FlagState, Gen};
 use crate::translator::MXCSR_MASKS;
 
@@ -14,7 +15,7 @@ const MXCSR_FREE: i32 = 0xe07f;
 
 impl Gen<'_> {
     /// Leaves before instruction `index` if a byte in the frame is 0.
-    fn leave_unless(&mut self, index: usize, allowed: i32) {
+    pub(crate) fn leave_unless(&mut self, index: usize, allowed: i32) {
         self.native = false;
         self.e.test_byte(reg::RSP, allowed, 1);
         let refused = self.e.jcc(cc::E);
@@ -22,19 +23,19 @@ impl Gen<'_> {
     }
 
     pub(crate) fn cli(&mut self, index: usize) {
-        self.leave_unless(index, slot::MAY_CLI);
+        self.leave_unless(index, slot::MAY + may::CLI);
         self.e.and_imm_mem(reg::RSP, slot::RFLAGS, !(Rflags::IF as i32));
     }
 
     /// STI, with an instruction behind it that is sure to be done: so its shadow is over before anybody could see it.
     pub(crate) fn sti(&mut self, index: usize) {
-        self.leave_unless(index, slot::MAY_CLI);
+        self.leave_unless(index, slot::MAY + may::CLI);
         self.leave_unless(index, slot::NONE_WAITS);
         self.e.or_imm_mem(reg::RSP, slot::RFLAGS, Rflags::IF as i32);
     }
 
     pub(crate) fn swapgs(&mut self, index: usize) {
-        self.leave_unless(index, slot::MAY_SWAP);
+        self.leave_unless(index, slot::MAY + may::SWAP);
         self.held = None;
         self.e.load(S, reg::RSP, slot::GS);
         self.e.load(T, reg::RSP, slot::KERNEL_GS);
@@ -64,7 +65,7 @@ impl Gen<'_> {
 
     /// RDTSC and RDTSCP.
     pub(crate) fn time_stamp(&mut self, index: usize, with_aux: bool) {
-        self.leave_unless(index, slot::MAY_TSC);
+        self.leave_unless(index, slot::MAY + may::TSC);
         self.held = None;
         let undo = self.undo(index);
         self.e.lea(S, reg::R15, i32::from(undo));

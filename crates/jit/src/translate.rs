@@ -611,6 +611,11 @@ impl<'a> Gen<'a> {
             Kind::Cli => self.cli(index),
             Kind::Sti => self.sti(index),
             Kind::SwapGs => self.swapgs(index),
+            Kind::SetAc(sets) => self.set_ac(index, sets),
+            Kind::Syscall => self.syscall(index),
+            Kind::Sysret => self.sysret(index),
+            Kind::ReadBase(base) => self.read_base(index, base),
+            Kind::WriteBase(base) => self.write_base(index, base),
             Kind::Cld => self.cld(),
             Kind::LoadMxcsr => self.load_mxcsr(index),
             Kind::TimeStamp => self.time_stamp(index, ins.mnemonic() == Mnemonic::Rdtscp),
@@ -1026,7 +1031,7 @@ impl<'a> Gen<'a> {
         self.e.lea(reg::R9, reg::R9, -8);
     }
 
-    fn set_gpr(&mut self, number: u8, from: u8) {
+    pub(crate) fn set_gpr(&mut self, number: u8, from: u8) {
         match home(number) {
             Home::Reg(r) => self.e.mov(r, from),
             Home::Slot(at) => self.e.store(reg::RSP, at, from),

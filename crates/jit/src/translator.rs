@@ -441,10 +441,8 @@ impl Engine for Translator {
         self.context.fs = cpu.data_base(Seg::FS);
         self.context.gs = cpu.data_base(Seg::GS);
         self.context.rflags = cpu.rflags() & !Rflags::STATUS;
-        self.context.may_cli = u64::from(u64::from(cpu.cpl()) <= cpu.rflags() >> 12 & 3);
-        self.context.may_tsc = u64::from(cpu.may_read_time());
         self.context.tsc_aux = cpu.tsc_aux();
-        self.context.may_swap = u64::from(cpu.cpl() == 0);
+        self.context.note_rights(cpu);
         self.context.none_waits = u64::from(!env.bus.interrupt_pending());
         self.context.kernel_gs = cpu.kernel_gs_base();
         self.context.selectors = cpu.selectors().map(u64::from);
@@ -504,8 +502,10 @@ impl Engine for Translator {
                 self.context.high_keys = second.high_keys;
                 self.context.low_keys = second.low_keys;
                 self.context.host_base = second.host_base;
+                self.context.note_sides(cpu, self.nowhere.page());
                 tlb_state = Some(cpu.tlb_state());
             }
+            self.context.note_contexts(cpu);
             self.context.page = rip & !0xfff;
             self.context.context = context;
             self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
@@ -514,6 +514,7 @@ impl Engine for Translator {
             self.context.env = (&raw mut *env).cast();
             self.entries += 1;
             self.enter(code);
+            self.context.bring(cpu);
             let site = self.sites[self.context.site as usize];
             self.exits[site.exit.kind() as usize] += 1;
             self.context.budget += u64::from(site.undo);
@@ -561,10 +562,7 @@ impl Engine for Translator {
         *cpu.gprs_mut() = self.context.gpr;
         *cpu.mxcsr_mut() = self.context.mxcsr as u32;
         self.context.x87.end(cpu.x87_mut());
-        cpu.set_quiet_flags(self.context.rflags);
-        if self.context.gs != cpu.data_base(Seg::GS) {
-            cpu.swap_gs();
-        }
+        cpu.set_bases(self.context.fs, self.context.gs, self.context.kernel_gs);
         let steps = budget - self.context.budget;
         cpu.resume_at(rip, steps, from_home(self.context.flags));
         next
@@ -619,6 +617,7 @@ extern "sysv64" fn slow_access(context: *mut Context, linear: u64, access: u64) 
         (context, cpu, env)
     };
     context.slow_calls += 1;
+    context.bring(cpu);
     cpu.host_address(env, linear, access & 0xffff, access >> 16 != 0).unwrap_or(0)
 }
 

@@ -10,7 +10,7 @@ use crate::op::{Env, Fault, Op};
 use crate::segment::{FlatAccess, Found};
 use crate::state::{Seg, Segment};
 use crate::tlb::View;
-use crate::{Cpu, Word};
+use crate::{Cpu, Side, Word};
 
 /// A far pointer.
 #[derive(Clone, Copy)]
@@ -488,16 +488,37 @@ fn into(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     cpu.deliver(env, &event)
 }
 
+impl Cpu {
+    /// The code and the stack segment that SYSCALL loads, or SYSRET on its way to 64-bit mode.
+    pub(crate) fn side_segments(&self, side: Side) -> [Segment; 2] {
+        let (code, stack, dpl) = match side {
+            Side::Kernel => {
+                let selector = (self.sys.star >> 32) as u16 & !3;
+                (selector, selector.wrapping_add(8), 0)
+            }
+            Side::Program => {
+                let base = (self.sys.star >> 48) as u16;
+                (base.wrapping_add(16) | 3, base.wrapping_add(8) | 3, FlatAccess::DPL3)
+            }
+        };
+        let code = Segment::flat(code, FlatAccess::CODE64 | dpl);
+        [code, Segment::flat(stack, FlatAccess::STACK | dpl)]
+    }
+
+    /// Segments and privilege of SYSCALL and SYSRET. The mode has to be updated.
+    pub(crate) fn enter_side(&mut self, side: Side) {
+        [self.seg[Seg::CS], self.seg[Seg::SS]] = self.side_segments(side);
+        self.cpl = if side == Side::Kernel { 0 } else { 3 };
+    }
+}
+
 fn syscall(cpu: &mut Cpu, _: &mut Env<'_>, op: &Op) -> Result<(), Fault> {
     if !cpu.is_64_bit() || cpu.sys.efer & x86::Efer::SCE == 0 {
         return Err(cpu.ud());
     }
     cpu.gpr[1] = cpu.next_rip(op);
     cpu.gpr[11] = cpu.rflags() & !Rflags::RF;
-    let selector = (cpu.sys.star >> 32) as u16 & !3;
-    cpu.seg[Seg::CS] = Segment::flat(selector, FlatAccess::CODE64);
-    cpu.seg[Seg::SS] = Segment::flat(selector.wrapping_add(8), FlatAccess::STACK);
-    cpu.cpl = 0;
+    cpu.enter_side(Side::Kernel);
     cpu.rip = cpu.sys.lstar;
     let rflags = cpu.rflags() & !cpu.sys.fmask & !Rflags::RF;
     cpu.set_rflags(rflags);
@@ -516,17 +537,12 @@ fn sysret<T: Word>(cpu: &mut Cpu, _: &mut Env<'_>, _: &Op) -> Result<(), Fault> 
     if cpu.cpl != 0 || T::BITS == 64 && !is_canonical(cpu.gpr[1]) {
         return Err(cpu.gp());
     }
-    let base = (cpu.sys.star >> 48) as u16;
-    let (selector, access) = if T::BITS == 64 {
-        (base.wrapping_add(16), FlatAccess::CODE64)
-    } else {
-        (base, FlatAccess::CODE32)
-    };
     cpu.rip = T::get(cpu, 1).to_u64();
-    cpu.seg[Seg::CS] = Segment::flat(selector | 3, access | FlatAccess::DPL3);
-    let stack = base.wrapping_add(8) | 3;
-    cpu.seg[Seg::SS] = Segment::flat(stack, FlatAccess::STACK | FlatAccess::DPL3);
-    cpu.cpl = 3;
+    cpu.enter_side(Side::Program);
+    if T::BITS != 64 {
+        let selector = (cpu.sys.star >> 48) as u16 | 3;
+        cpu.seg[Seg::CS] = Segment::flat(selector, FlatAccess::CODE32 | FlatAccess::DPL3);
+    }
     let rflags = cpu.gpr[11] & Rflags::ALL & !(Rflags::RF | Rflags::VM);
     cpu.set_rflags(rflags);
     cpu.update_mode();

@@ -1,6 +1,6 @@
 //! Where everything lies in the programs' machine, and its memory before the first step.
 
-use base::Gpa;
+use base::{Gpa, SeededRng};
 use cpu::{CpuState, Seg, Segment, TableRegister};
 use mem::GuestMem;
 use x86::{Access, Cr0, Cr4, Efer, Rflags, SystemType};
@@ -27,7 +27,8 @@ const PD_OTHER: u64 = 0x1_7000;
 const PT_DATA_OTHER: u64 = 0x1_8000;
 pub(crate) const HANDLERS: u64 = 0x5_0000;
 const HANDLER_BYTES: u64 = 64;
-const SYSCALL_HANDLER: u64 = HANDLERS + 256 * HANDLER_BYTES;
+/// Where SYSCALL may lead.
+const SYSCALL_HANDLERS: u64 = HANDLERS + 256 * HANDLER_BYTES;
 
 /// The values of CR3 that programs use.
 pub(crate) const ADDRESS_SPACES: [u64; 2] = [PML4, PML4_OTHER];
@@ -94,7 +95,10 @@ pub(crate) fn build(code: &[u8], data: &[u8]) -> GuestMem {
         let handler = handler(vector);
         mem.write(Gpa(handler_at(vector)), &handler).expect("handlers lie in RAM");
     }
-    mem.write(Gpa(SYSCALL_HANDLER), &syscall_handler()).expect("handlers lie in RAM");
+    for (number, handler) in SYSCALLS.into_iter().enumerate() {
+        let at = SYSCALL_HANDLERS + HANDLER_BYTES * number as u64;
+        mem.write(Gpa(at), handler).expect("handlers lie in RAM");
+    }
     repair(&mut mem, code);
     mem.write(Gpa(DATA_FRAMES), data).expect("the data lie in RAM");
     mem
@@ -224,9 +228,52 @@ fn handler(vector: u8) -> Vec<u8> {
     code
 }
 
-/// swapgs; xchg rax, rcx (twice); swapgs; sysretq
-fn syscall_handler() -> Vec<u8> {
-    vec![0x0f, 0x01, 0xf8, 0x48, 0x91, 0x48, 0x91, 0x0f, 0x01, 0xf8, 0x48, 0x0f, 0x07]
+/// What SYSCALL may lead to. All but the last return to the program, if nothing faults: its stack is out of bounds where
+/// SMAP is on and AC clear.
+const SYSCALLS: [&[u8]; 7] = [
+    // swapgs; xchg rax, rcx (twice); swapgs; sysretq
+    &[0x0f, 0x01, 0xf8, 0x48, 0x91, 0x48, 0x91, 0x0f, 0x01, 0xf8, 0x48, 0x0f, 0x07],
+    // swapgs; stac; push rax; inc qword [rsp-8]; pop rax; clac; swapgs; sysretq
+    &[
+        0x0f, 0x01, 0xf8, 0x0f, 0x01, 0xcb, 0x50, 0x48, 0xff, 0x44, 0x24, 0xf8, 0x58, 0x0f, 0x01,
+        0xca, 0x0f, 0x01, 0xf8, 0x48, 0x0f, 0x07,
+    ],
+    // stac; push rax; clac; pop rax; sysretq
+    &[0x0f, 0x01, 0xcb, 0x50, 0x0f, 0x01, 0xca, 0x58, 0x48, 0x0f, 0x07],
+    // stac; stac; push r11; and qword [rsp], ~0x40; pushfq; pop r11; pop r11; clac; clac; btc r11, 21; sysretq
+    &[
+        0x0f, 0x01, 0xcb, 0x0f, 0x01, 0xcb, 0x41, 0x53, 0x48, 0x83, 0x24, 0x24, 0xbf, 0x9c, 0x41,
+        0x5b, 0x41, 0x5b, 0x0f, 0x01, 0xca, 0x0f, 0x01, 0xca, 0x49, 0x0f, 0xba, 0xfb, 21, 0x48,
+        0x0f, 0x07,
+    ],
+    // rdgsbase r11; wrgsbase r11; rdfsbase r11; wrfsbase r11; mov r11d, cs; xor r11d, 0xe02 (OF, IF, DF); sysretq
+    &[
+        0xf3, 0x49, 0x0f, 0xae, 0xcb, 0xf3, 0x49, 0x0f, 0xae, 0xdb, 0xf3, 0x49, 0x0f, 0xae, 0xc3,
+        0xf3, 0x49, 0x0f, 0xae, 0xd3, 0x41, 0x8c, 0xcb, 0x41, 0x81, 0xf3, 0x02, 0x0e, 0x00, 0x00,
+        0x48, 0x0f, 0x07,
+    ],
+    // cli; mov r11d, ss; btc r11, 9 (IF); bt ecx, 0; jnc l; stac; l: push rax; pop rax; sysretq
+    &[
+        0xfa, 0x41, 0x8c, 0xd3, 0x49, 0x0f, 0xba, 0xfb, 9, 0x0f, 0xba, 0xe1, 0, 0x73, 3, 0x0f,
+        0x01, 0xcb, 0x50, 0x58, 0x48, 0x0f, 0x07,
+    ],
+    // stac; sti; jmp rcx
+    &[0x0f, 0x01, 0xcb, 0xfb, 0xff, 0xe1],
+];
+
+/// Where SYSCALL leads in a program, in either half of the address space, and what it clears of RFLAGS.
+pub(crate) fn system_calls(rng: &mut SeededRng) -> (u64, u64) {
+    let half = if rng.one_in(3) { 0 } else { UPPER_HALF };
+    let handler = SYSCALL_HANDLERS + HANDLER_BYTES * rng.below(SYSCALLS.len() as u64);
+    // As Linux has it, or less.
+    let usual = Rflags::ALL & !(Rflags::VM | Rflags::VIF | Rflags::VIP);
+    let mask = match rng.below(6) {
+        0 => Rflags::TF,
+        1 => rng.u64() & 0xffff_ffff,
+        2 => Rflags::AC | Rflags::TF | Rflags::DF,
+        _ => usual,
+    };
+    (half + handler, mask)
 }
 
 /// The state that programs start from, but for what the program itself sets.
@@ -254,7 +301,7 @@ pub(crate) fn start_state(user: bool) -> CpuState {
         limit: 0x67,
         base: TSS,
     };
-    sys.lstar = SYSCALL_HANDLER;
+    sys.lstar = SYSCALL_HANDLERS;
     sys.star = u64::from(KERNEL_CODE) << 32 | u64::from(KERNEL_DATA | 3) << 48;
     sys.fmask = Rflags::TF;
     state

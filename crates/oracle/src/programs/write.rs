@@ -15,7 +15,7 @@ use x86::{CpuLevel, CpuModel, Cr0, Cr4, Rflags};
 use super::board::{DMA_PORT, STOP_PORT};
 use super::layout::{
     ADDRESS_SPACES, CODE, CODE_ALIAS, CODE_BYTES, DATA, DATA_ALIAS, DATA_FRAMES, DATA_PAGES,
-    DEVICE, PAGE, STACK, TABLE_WINDOW, UPPER_HALF, pte, start_state,
+    DEVICE, PAGE, STACK, TABLE_WINDOW, UPPER_HALF, pte, start_state, system_calls,
 };
 use crate::MODEL;
 use crate::encode::{self, Addressing, decode};
@@ -125,6 +125,13 @@ fn start(user: bool, model: CpuModel, rip: u64, rng: &mut SeededRng) -> CpuState
         state.sys.cr4 |= Cr4::SMAP;
         state.rflags |= Rflags::AC;
     }
+    // By a stream of its own, too.
+    let calls = &mut SeededRng::new(rip ^ state.gpr[0] ^ 0xca11);
+    if calls.one_in(2) {
+        state.sys.cr4 |= Cr4::SMAP;
+        state.rflags |= if user { 0 } else { Rflags::AC };
+    }
+    (state.sys.lstar, state.sys.fmask) = system_calls(calls);
     if rng.one_in(6) {
         state.sys.cr0 &= !Cr0::WP;
     }
@@ -290,7 +297,8 @@ impl Writer {
             9 => self.write_table_store(),
             10 => self.write_string(),
             11 => self.write_control(),
-            12 if !self.user => self.write_kernel(),
+            12 if self.user => self.raw(&[0x0f, 0x05]), // syscall
+            12 => self.write_kernel(),
             13 => self.write_constant(),
             14 => self.write_stack_use(),
             15..=20 => self.write_form(FormKind::Vector),
@@ -312,7 +320,8 @@ impl Writer {
             13 if is_rare => self.write_table_store(),
             14 if is_rare => self.write_string(),
             15 if is_rare => self.write_control(),
-            16 if is_rare && !self.user => self.write_kernel(),
+            16 if self.user => self.raw(&[0x0f, 0x05]), // syscall
+            16 if is_rare => self.write_kernel(),
             17 => self.write_constant(),
             18..=19 => self.write_stack_use(),
             20 if is_rare => self.write_form(FormKind::Other),
@@ -631,7 +640,7 @@ impl Writer {
     fn write_kernel(&mut self) {
         let port = pick(&[STOP_PORT, DMA_PORT, 0x70], &mut self.rng);
         let reg = self.rng.below(8) as u8;
-        match self.rng.below(9) {
+        match self.rng.below(14) {
             0 => {
                 let space = pick(&ADDRESS_SPACES, &mut self.rng);
                 self.load(0, space);
@@ -643,7 +652,32 @@ impl Writer {
             5 => self.raw(&[0xe5, 0x71]),                         // in eax, 71h
             6 => self.raw(&[0x0f, 0x01, 0xf8, 0x0f, 0x01, 0xf8]), // swapgs, twice
             7 => self.raw(&[0x8e, 0xd0 | reg]),                   // mov ss, reg
-            _ => self.raw(&[0x0f, 0x20, 0xd8]),                   // mov rax, cr3
+            8 => {
+                self.raw(&[0x0f, 0x01, 0xca]); // clac
+                self.write_something();
+                self.raw(&[0x0f, 0x01, 0xcb]); // stac
+            }
+            9 => {
+                self.raw(&[0x0f, 0x01, 0xcb]); // stac
+                self.write_stack_use();
+            }
+            10 => {
+                let base = self.target(8);
+                self.load(reg, base);
+                // wrfsbase or wrgsbase
+                let number = pick(&[0xd0, 0xd8], &mut self.rng);
+                self.raw(&[0xf3, 0x48, 0x0f, 0xae, number | reg]);
+            }
+            11 => {
+                // lea rcx, [rip+13]; mov r11, flags; sysretq
+                let flags = self.rng.u64()
+                    & pick(&[0x8d5, 0xfd5, 0x20_0fd5, u64::MAX], &mut self.rng)
+                    & !pick(&[0, Rflags::TF], &mut self.rng);
+                let flags = &flags.to_le_bytes()[..];
+                let start = [0x48, 0x8d, 0x0d, 13, 0, 0, 0, 0x49, 0xbb];
+                self.raw(&[&start[..], flags, &[0x48, 0x0f, 0x07]].concat());
+            }
+            _ => self.raw(&[0x0f, 0x20, 0xd8]), // mov rax, cr3
         }
     }
 

@@ -1,0 +1,207 @@
+//! What a kernel does between a program and itself: the same in the translator and on the interpreter, with cuts and
+//! interrupts anywhere, and without leaving the translator.
+
+#[path = "../../cpu/tests/common/mod.rs"]
+mod common;
+
+use base::{Icount, SeededRng};
+use common::{CODE, HANDLERS, STACK, Vm};
+use cpu::{CpuStop, Engine, Marker, Profile};
+use jit::Translator;
+use x86::{Cr4, Rflags, Vector};
+
+/// Maps everything once more, for the kernel alone.
+const UPPER_HALF: u64 = 0xffff_8000_0000_0000;
+const KERNEL: u64 = 0x7_0000;
+/// Where GS points in the kernel: a place for the program's stack pointer, and the kernel's.
+const PER_CPU: u64 = 0x7_8000;
+const FAULT_STACK: u64 = 0x7_c000;
+const INTERRUPT: u8 = 0x40;
+/// As Linux has it.
+const FLAG_MASK: u64 = Rflags::ALL & !(Rflags::VM | Rflags::VIF | Rflags::VIP);
+const STEPS: u64 = 60_000;
+
+/// A program, and a kernel that SYSCALL leads to. The handler of interrupts returns at once; that of page faults counts in
+/// R14 and goes on behind an instruction of one byte.
+fn guest(program: &[u8], kernel: &[u8]) -> Vm {
+    let mut vm = Vm::user(program);
+    let pdpt = vm.read(0x1_0000) & !7;
+    vm.write(0x1_0000 + 8 * 256, &(pdpt | 3).to_le_bytes());
+    vm.write(KERNEL, kernel);
+    vm.write(PER_CPU + 8, &(UPPER_HALF + STACK).to_le_bytes());
+    let handlers: [(u8, &[u8]); 2] = [
+        (INTERRUPT, &[0x48, 0xcf]),
+        // inc r14; add rsp, 8; inc qword [rsp]; iretq
+        (Vector::PF, &[0x49, 0xff, 0xc6, 0x48, 0x83, 0xc4, 8, 0x48, 0xff, 0x04, 0x24, 0x48, 0xcf]),
+    ];
+    for (vector, code) in handlers {
+        let at = HANDLERS + 32 * u64::from(vector);
+        vm.write(at, code);
+        let gate = 0x2000 + 16 * u64::from(vector);
+        vm.write(gate + 8, &((UPPER_HALF + at) >> 32).to_le_bytes());
+    }
+    // Page faults have a stack of their own.
+    vm.write(0x2000 + 16 * u64::from(Vector::PF) + 4, &[1]);
+    vm.write(0x3000 + 0x24, &(UPPER_HALF + FAULT_STACK).to_le_bytes());
+    vm.write(0x3000 + 4, &(UPPER_HALF + STACK).to_le_bytes());
+    // SYSRET wants the code segment behind the stack's.
+    let program_code = vm.read(0x1000 + 0x18);
+    vm.write(0x1000 + 0x28, &program_code.to_le_bytes());
+    vm.change(|state| {
+        state.sys.cr4 |= Cr4::SMAP | Cr4::FSGSBASE;
+        state.sys.star = 0x08 << 32 | 0x18 << 48;
+        state.sys.lstar = UPPER_HALF + KERNEL;
+        state.sys.fmask = FLAG_MASK;
+        state.sys.kernel_gs_base = UPPER_HALF + PER_CPU;
+        for base in [&mut state.sys.gdtr.base, &mut state.sys.idtr.base, &mut state.sys.tr.base] {
+            *base += UPPER_HALF;
+        }
+    });
+    vm
+}
+
+/// Runs a guest on both engines, compared at random cuts, half of them with an interrupt. Gives the translator's.
+fn compare(program: &[u8], kernel: &[u8], seed: u64) -> Vm {
+    let mut rng = SeededRng::new(seed);
+    let (mut ours, mut theirs) = (guest(program, kernel), guest(program, kernel));
+    let mut translator = Translator::new().expect("this host has a translator");
+    let mut at = 0;
+    while at < STEPS {
+        let len = [3, 40, 700][rng.below(3) as usize];
+        at += 1 + rng.below(len);
+        let stop = ours.cpu.run(&mut ours.mem, &mut ours.bus, Icount(at));
+        assert_eq!(stop, CpuStop::Reached, "at {at}");
+        let (mem, bus) = (&mut theirs.mem, &mut theirs.bus);
+        theirs.cpu.run_with(mem, bus, Icount(at), &mut translator);
+        let differences = ours.cpu.save().differences(&theirs.cpu.save());
+        assert_eq!(differences, Vec::<String>::new(), "at {at}");
+        assert_eq!(ours.bus, theirs.bus, "at {at}");
+        if rng.one_in(2) {
+            (ours.bus.interrupt, theirs.bus.interrupt) = (Some(INTERRUPT), Some(INTERRUPT));
+        }
+    }
+    theirs
+}
+
+/// The forms that the translator leaves to the interpreter in one go without interrupts.
+fn left(program: &[u8], kernel: &[u8]) -> Vec<(String, u64)> {
+    let mut vm = guest(program, kernel);
+    vm.cpu.set_profile(Some(Profile::new(Marker::default())));
+    let mut translator = Translator::new().expect("this host has a translator");
+    vm.cpu.run_with(&mut vm.mem, &mut vm.bus, Icount(STEPS), &mut translator);
+    let entries = translator.stats().into_iter().find(|(name, _)| *name == "entries");
+    assert!(entries.is_some_and(|(_, count)| count < 200), "{:?}", translator.stats());
+    vm.cpu.profile().expect("it was set").left()
+}
+
+fn has_translator() -> bool {
+    let made = Translator::new();
+    if let Err(error) = &made {
+        eprintln!("skipped: {error}");
+    }
+    made.is_ok()
+}
+
+/// l: add rbx, 3; push rbx; syscall; pop rcx; adc rcx, rdx; jmp l
+const PROGRAM: &[u8] = &[0x48, 0x83, 0xc3, 3, 0x53, 0x0f, 0x05, 0x59, 0x48, 0x11, 0xd1, 0xeb, 0xf3];
+
+/// What a kernel does in a system call: changes stacks, has a look at the program's memory, and changes FS.
+const USUAL_KERNEL: &[u8] = &[
+    0x0f, 0x01, 0xf8, // swapgs
+    0x65, 0x48, 0x89, 0x24, 0x25, 0, 0, 0, 0, // mov gs:[0], rsp
+    0x65, 0x48, 0x8b, 0x24, 0x25, 8, 0, 0, 0, // mov rsp, gs:[8]
+    0x51, 0x41, 0x53, 0xfb, 0x90, // push rcx; push r11; sti; nop
+    0x65, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0, // mov rax, gs:[0]
+    0x0f, 0x01, 0xcb, // stac
+    0x48, 0xff, 0x00, 0x50, 0x58, // inc qword [rax]; push rax; pop rax
+    0x0f, 0x01, 0xca, // clac
+    0xf3, 0x48, 0x0f, 0xae, 0xc2, // rdfsbase rdx
+    0x48, 0x83, 0xc2, 8, // add rdx, 8
+    0xf3, 0x48, 0x0f, 0xae, 0xd2, // wrfsbase rdx
+    0x41, 0x5b, 0x59, 0xfa, // pop r11; pop rcx; cli
+    0x65, 0x48, 0x8b, 0x24, 0x25, 0, 0, 0, 0, // mov rsp, gs:[0]
+    0x0f, 0x01, 0xf8, 0x48, 0x0f, 0x07, // swapgs; sysretq
+];
+
+#[test]
+fn system_calls_stay_in_the_translator() {
+    if has_translator() {
+        assert_eq!(left(PROGRAM, USUAL_KERNEL), []);
+    }
+}
+
+#[test]
+fn system_calls_do_the_same_on_both_engines_wherever_they_are_cut_and_interrupted() {
+    if has_translator() {
+        for seed in 0..4 {
+            compare(PROGRAM, USUAL_KERNEL, seed);
+        }
+    }
+}
+
+#[test]
+fn programs_memory_is_out_of_bounds_after_clac_where_it_was_used_before() {
+    // stac; push rax; clac; push rax (which faults); stac; pop rax; clac; sysretq
+    const KERNEL: &[u8] = &[
+        0x0f, 0x01, 0xcb, 0x50, 0x0f, 0x01, 0xca, 0x50, 0x0f, 0x01, 0xcb, 0x58, 0x0f, 0x01, 0xca,
+        0x48, 0x0f, 0x07,
+    ];
+    if has_translator() {
+        let vm = compare(PROGRAM, KERNEL, 5);
+        assert!(vm.cpu.gpr(14) > 1000, "{} page faults", vm.cpu.gpr(14));
+    }
+}
+
+#[test]
+fn programs_memory_is_out_of_bounds_after_a_system_call_that_returned_with_ac_set() {
+    // test bl, 1; jz l; stac; l: push rax (which faults every second time); mov r11d, 202h; sysretq
+    const KERNEL: &[u8] =
+        &[0xf6, 0xc3, 1, 0x74, 3, 0x0f, 0x01, 0xcb, 0x50, 0x41, 0xbb, 2, 2, 0, 0, 0x48, 0x0f, 0x07];
+    // l: inc rbx; lea rsp, [0x8f000]; syscall; jmp l
+    const PROGRAM: &[u8] =
+        &[0x48, 0xff, 0xc3, 0x48, 0x8d, 0x24, 0x25, 0, 0xf0, 8, 0, 0x0f, 0x05, 0xeb, 0xf1];
+    if has_translator() {
+        let vm = compare(PROGRAM, KERNEL, 6);
+        assert!(vm.cpu.gpr(14) > 1000, "{} page faults", vm.cpu.gpr(14));
+    }
+}
+
+#[test]
+fn sysret_takes_over_whatever_flags_it_is_given() {
+    // imul r11, rbx, -0x61c8864f; and r11d, mask; sysretq
+    let kernel = |mask: u64| {
+        let mask = (mask as u32).to_le_bytes();
+        let start = [0x4c, 0x69, 0xdb, 0xb1, 0x79, 0x37, 0x9e, 0x41, 0x81, 0xe3];
+        [&start[..], &mask, &[0x48, 0x0f, 0x07]].concat()
+    };
+    // l: add rbx, 3; syscall; pushfq; pop rax; jmp l
+    const PROGRAM: &[u8] = &[0x48, 0x83, 0xc3, 3, 0x0f, 0x05, 0x9c, 0x58, 0xeb, 0xf6];
+    if has_translator() {
+        // With TF the program would not get far.
+        for mask in [Rflags::STATUS, 0x20_0ed7, Rflags::ALL & !Rflags::TF] {
+            compare(PROGRAM, &kernel(mask), mask);
+        }
+        let usual = Rflags::STATUS | Rflags::DF | Rflags::IF | Rflags::ID;
+        assert_eq!(left(PROGRAM, &kernel(usual)), []);
+    }
+}
+
+#[test]
+fn syscall_keeps_the_flags_that_are_not_masked() {
+    // stc; std; l: syscall; jmp l
+    const PROGRAM: &[u8] = &[0xf9, 0xfd, 0x0f, 0x05, 0xeb, 0xfc];
+    // stac; pushfq; pop rdx; clac; sysretq
+    const KERNEL: &[u8] = &[0x0f, 0x01, 0xcb, 0x9c, 0x5a, 0x0f, 0x01, 0xca, 0x48, 0x0f, 0x07];
+    if !has_translator() {
+        return;
+    }
+    let mut vm = guest(PROGRAM, KERNEL);
+    let mut translator = Translator::new().expect("this host has a translator");
+    vm.change(|state| state.sys.fmask = Rflags::AC | Rflags::IF);
+    vm.cpu.run_with(&mut vm.mem, &mut vm.bus, Icount(1000), &mut translator);
+    let wanted = Rflags::CF | Rflags::DF | Rflags::AC | Rflags::FIXED;
+    assert_eq!(vm.cpu.gpr(2), wanted, "{:#x} in the kernel", vm.cpu.gpr(2));
+    let program = vm.cpu.gpr(11);
+    assert_eq!(program, Rflags::CF | Rflags::DF | Rflags::IF | Rflags::FIXED, "{program:#x}");
+    assert!(vm.cpu.rip() >= CODE);
+}
