@@ -146,6 +146,8 @@ pub(crate) struct Context {
     pub(crate) kept_flags: u64,
     /// The pin that CLAC brings back: page and distance.
     pub(crate) pin_before_ac: [u64; 2],
+    /// What was loaded from two pages.
+    pub(crate) across: [u8; 64],
     /// For the slow path: the CPU and its environment, while translated code runs.
     pub(crate) cpu: *mut (),
     pub(crate) env: *mut (),
@@ -190,6 +192,7 @@ impl Context {
             call_target: 0,
             kept_flags: 0,
             pin_before_ac: [0; 2],
+            across: [0; 64],
             cpu: std::ptr::null_mut(),
             env: std::ptr::null_mut(),
             slow_calls: 0,
@@ -252,7 +255,8 @@ pub(crate) struct Stubs {
     /// Leaves translated code.
     pub(crate) exit: u64,
     /// Called with a linear address in S and a size, with bit 16 set for a store, in T; comes back
-    /// with a host address in S, or 0.
+    /// with a host address in S, or 0. Bits 24 and up of T may have the number of a vector register and 1: then it
+    /// may come back with [`crate::translator::SLOW_STORED`].
     pub(crate) slow: u64,
     /// Called with the steps left of the budget in S; comes back with the time stamp counter in S. T is lost.
     pub(crate) time_stamp: u64,

@@ -1,13 +1,14 @@
 //! How translated code reaches guest memory: through the interpreter's TLB, or by a check that was made for
 //! several accesses at once ([`crate::plan`]).
 
-use x86::iced::{Instruction, Register};
+use x86::iced::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::emit::{Alu, Hole, RegMem, cc, reg};
 use crate::frame::{Home, S, T, home, slot};
 use crate::plan::{Check, Group};
 use crate::scan::{Access, Kind};
 use crate::translate::{Cold, Exit, FlagState, Flavour, Gen};
+use crate::translator::SLOW_STORED;
 
 /// Offset of the host address in an entry of `Cpu::tlb_entries`.
 pub(crate) const TLB_HOST: i32 = 24;
@@ -41,6 +42,14 @@ pub(crate) struct Miss {
     flags: FlagState,
     index: usize,
     after: AfterMiss,
+    stored: Option<Stored>,
+}
+
+/// A vector register that an instruction does nothing but store, and where the main path goes on behind it.
+#[derive(Clone, Copy)]
+pub(crate) struct Stored {
+    register: u8,
+    next: u64,
 }
 
 /// How an access goes on that the TLB does not serve, either.
@@ -208,13 +217,14 @@ impl Gen<'_> {
         }
         let done = self.e.here();
         let flags = self.flags;
-        let miss = Miss { hole, back, done, cell, access, span, flags, index, after };
+        let stored = None;
+        let miss = Miss { hole, back, done, cell, access, span, flags, index, after, stored };
         self.cold.push(Cold::Miss(miss));
     }
 
     /// Has the cell filled and tries again; then goes on as without a cell.
     pub(crate) fn miss(&mut self, miss: Miss) {
-        let Miss { hole, back, done, cell, access, span, flags, index, after } = miss;
+        let Miss { hole, back, done, cell, access, span, flags, index, after, stored } = miss;
         self.e.fill(hole);
         self.e.alu_mem(Alu::Add, S, reg::RSP, cell);
         self.e.add_imm_mem(reg::RSP, slot::MISSES, 1);
@@ -232,9 +242,7 @@ impl Gen<'_> {
         if let AfterMiss::Plain = after {
             self.go_plain(flags, index);
         } else {
-            self.e.mov_imm32(T, access.bytes | u32::from(access.write) << 16);
-            self.e.call_to(self.stubs.slow);
-            self.e.test(S, S);
+            self.call_slow(access, stored);
             let refused = self.e.jcc(cc::E);
             if let AfterMiss::Distance(base, distance) = after {
                 self.e.lea(T, base, distance);
@@ -364,7 +372,45 @@ impl Gen<'_> {
         self.e.alu_mem(Alu::Add, S, T, TLB_HOST);
         let back = self.e.here();
         let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
-        self.cold.push(Cold::Slow { hole, back, access, flags: self.flags, site });
+        self.cold.push(Cold::Slow { hole, back, access, flags: self.flags, site, stored: None });
+    }
+
+    /// What the instruction that has just been emitted stores, so that the slow path can do that for it where the operand
+    /// lies on two pages. The colds from number `from` on are its own.
+    pub(crate) fn note_stored(&mut self, ins: &Instruction, from: usize) {
+        let is_store = matches!(
+            ins.mnemonic(),
+            Mnemonic::Movups
+                | Mnemonic::Movupd
+                | Mnemonic::Movdqu
+                | Mnemonic::Vmovups
+                | Mnemonic::Vmovupd
+                | Mnemonic::Vmovdqu
+        );
+        if !is_store || ins.op0_kind() != OpKind::Memory {
+            return;
+        }
+        let it = Stored { register: ins.op1_register().number() as u8, next: self.e.here() };
+        for cold in &mut self.cold[from..] {
+            if let Cold::Slow { stored, .. } | Cold::Miss(Miss { stored, .. }) = cold {
+                *stored = Some(it);
+            }
+        }
+    }
+
+    /// S = what the slow path has for the linear address in S, compared with 0. If it has stored the register, this
+    /// goes on behind the instruction.
+    pub(crate) fn call_slow(&mut self, access: Access, stored: Option<Stored>) {
+        let register = stored.map_or(0, |it| u32::from(it.register) + 1);
+        let word = access.bytes | u32::from(access.write) << 16 | register << 24;
+        self.e.mov_imm32(T, word);
+        self.e.call_to(self.stubs.slow);
+        if let Some(it) = stored {
+            self.e.alu_imm(Alu::Cmp, S, SLOW_STORED as i32);
+            let done = self.e.jcc(cc::E);
+            self.e.fill_to(done, it.next);
+        }
+        self.e.test(S, S);
     }
 
     /// S = place on its page of the linear address in S, T = the TLB entry, if the branch is not taken: then

@@ -10,7 +10,7 @@ use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Reg
 use crate::bmi::set_memory;
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
-use crate::memory::{Miss, tlb_tag};
+use crate::memory::{Miss, Stored, tlb_tag};
 use crate::plan::{self, Checks, Group};
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
 use crate::x87;
@@ -156,7 +156,14 @@ pub(crate) struct HighByte {
 /// Code that is rarely run, emitted behind the rest.
 pub(crate) enum Cold {
     /// An access that the TLB did not serve.
-    Slow { hole: Hole, back: u64, access: Access, flags: FlagState, site: u32 },
+    Slow {
+        hole: Hole,
+        back: u64,
+        access: Access,
+        flags: FlagState,
+        site: u32,
+        stored: Option<Stored>,
+    },
     /// An access that its cell did not serve.
     Miss(Miss),
     /// Leaves.
@@ -319,12 +326,10 @@ impl<'a> Gen<'a> {
 
     fn cold(&mut self, cold: Cold) {
         match cold {
-            Cold::Slow { hole, back, access, flags, site } => {
+            Cold::Slow { hole, back, access, flags, site, stored } => {
                 self.e.fill(hole);
                 self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
-                self.e.mov_imm32(T, access.bytes | u32::from(access.write) << 16);
-                self.e.call_to(self.stubs.slow);
-                self.e.test(S, S);
+                self.call_slow(access, stored);
                 let done = self.e.jcc(cc::NE);
                 self.e.fill_to(done, back);
                 self.leave_with(flags, site);
@@ -775,12 +780,14 @@ impl<'a> Gen<'a> {
     }
 
     fn copy(&mut self, index: usize) {
+        let colds = self.cold.len();
         let place = self.operand(index);
         let insn = &self.trace.insns[index];
         // Those that it leaves alone are saved together with those that it writes.
         let kept = if insn.live & insn.writes == 0 { 0 } else { insn.live & !insn.writes };
         self.want_flags(insn.reads | kept);
         let high = self.encode(index, place);
+        self.note_stored(&insn.ins, colds);
         if insn.writes != 0 {
             let with_af = matches!(
                 insn.ins.mnemonic(),

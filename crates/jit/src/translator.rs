@@ -604,8 +604,12 @@ fn from_home(home: u64) -> u64 {
     home >> 8 & 0xff | (home & 1) << 11
 }
 
+/// The slow path has stored a vector register.
+pub(crate) const SLOW_STORED: u64 = 1;
+
 /// The slow path of an access: a linear address in, a host address out, or 0 if the interpreter has to
-/// do the instruction. `access` is the size, with bit 16 set for a store.
+/// do the instruction. `access` is the size, with bit 16 set for a store; and from bit 24 on, one more than the number of
+/// the vector register that is all that is stored, or 0.
 extern "sysv64" fn slow_access(context: *mut Context, linear: u64, access: u64) -> u64 {
     // SAFETY: called by translated code only, which `Translator::run` entered with pointers to the CPU and
     // its environment that it has borrowed for as long as that code runs and does not use meanwhile. The
@@ -618,7 +622,69 @@ extern "sysv64" fn slow_access(context: *mut Context, linear: u64, access: u64) 
     };
     context.slow_calls += 1;
     context.bring(cpu);
-    cpu.host_address(env, linear, access & 0xffff, access >> 16 != 0).unwrap_or(0)
+    let (len, write) = (access & 0xffff, access >> 16 & 1 != 0);
+    let register = (access >> 24).checked_sub(1).map(|number| number as usize);
+    let here = PAGE_BYTES as u64 - (linear & 0xfff);
+    let found = if len <= here {
+        cpu.host_address(env, linear, len, write)
+    } else if write {
+        register.and_then(|number| store_across(cpu, env, linear, len, number))
+    } else {
+        load_across(&mut context.across, cpu, env, linear, len)
+    };
+    found.unwrap_or(0)
+}
+
+/// The host addresses of an access that lies on two pages, with how much of it is on the first.
+fn two_places(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    linear: u64,
+    len: u64,
+    write: bool,
+) -> Option<(usize, [u64; 2])> {
+    let here = PAGE_BYTES as u64 - (linear & 0xfff);
+    let next = linear.checked_add(here)?;
+    let first = cpu.host_address(env, linear, here, write)?;
+    // The first one still holds: nothing was taken from the TLB if there is a second one.
+    let second = cpu.host_address(env, next, len - here, write)?;
+    Some((here as usize, [first, second]))
+}
+
+fn load_across(
+    loaded: &mut [u8; 64],
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    linear: u64,
+    len: u64,
+) -> Option<u64> {
+    let (here, places) = two_places(cpu, env, linear, len, false)?;
+    let (first, second) = loaded[..len as usize].split_at_mut(here);
+    for (part, place) in [first, second].into_iter().zip(places) {
+        // SAFETY: `host_address` says that so many bytes of guest RAM are there.
+        unsafe { (place as *const u8).copy_to_nonoverlapping(part.as_mut_ptr(), part.len()) };
+    }
+    Some(loaded.as_ptr() as u64)
+}
+
+/// Stores a vector register, whose value the way here has put into the CPU.
+fn store_across(
+    cpu: &mut Cpu,
+    env: &mut Env<'_>,
+    linear: u64,
+    len: u64,
+    register: usize,
+) -> Option<u64> {
+    let (here, places) = two_places(cpu, env, linear, len, true)?;
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(&cpu.xmm_mut()[register].to_le_bytes());
+    bytes[16..].copy_from_slice(&cpu.ymm_upper_mut()[register].to_le_bytes());
+    let (first, second) = bytes[..len as usize].split_at(here);
+    for (part, place) in [first, second].into_iter().zip(places) {
+        // SAFETY: as in `load_across`, and it may be stored to.
+        unsafe { (place as *mut u8).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+    }
+    Some(SLOW_STORED)
 }
 
 /// The time stamp counter, with so many steps left of the budget.
