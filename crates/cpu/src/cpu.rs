@@ -293,6 +293,7 @@ impl Cpu {
     }
 
     /// RFLAGS.
+    #[inline]
     #[must_use]
     pub fn rflags(&self) -> u64 {
         self.rflags | self.flags.to_rflags()

@@ -99,6 +99,17 @@ pub enum Side {
     Kernel,
 }
 
+/// As long as this is the same, the running code may do the same: [`Cpu::may_read_time`], [`Cpu::system_calls`] and what
+/// else there is of the kind give the same answers, and so does [`Cpu::side_selectors`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    privilege: u64,
+    serves_views: bool,
+    cr4: u64,
+    efer: u64,
+    system_calls: [u64; 3],
+}
+
 /// What SYSCALL does.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemCalls {
@@ -146,11 +157,13 @@ impl Cpu {
     }
 
     /// The general registers.
+    #[inline]
     pub fn gprs_mut(&mut self) -> &mut [u64; 16] {
         self.gpr.first_chunk_mut().expect("there are more than 16")
     }
 
     /// Goes on at `rip` with `steps` more steps done and these arithmetic flags.
+    #[inline]
     pub fn resume_at(&mut self, rip: u64, steps: u64, status: u64) {
         self.rip = rip;
         self.block_icount += steps;
@@ -158,6 +171,7 @@ impl Cpu {
     }
 
     /// `IA32_KERNEL_GS_BASE`, which SWAPGS exchanges with the base of GS.
+    #[inline]
     #[must_use]
     pub fn kernel_gs_base(&self) -> u64 {
         self.sys.kernel_gs_base
@@ -170,6 +184,7 @@ impl Cpu {
     }
 
     /// Sets the bases of FS and GS and the one that SWAPGS exchanges with the latter. They are canonical.
+    #[inline]
     pub fn set_bases(&mut self, fs: u64, gs: u64, kernel_gs: u64) {
         self.set_segment_base(Seg::FS, fs);
         self.set_segment_base(Seg::GS, gs);
@@ -194,24 +209,49 @@ impl Cpu {
     }
 
     /// What RDTSCP has in ECX.
+    #[inline]
     #[must_use]
     pub fn tsc_aux(&self) -> u64 {
         self.sys.tsc_aux
     }
 
-    /// The segment registers' selectors, by [`crate::Seg`].
+    /// A segment register's selector, by [`crate::Seg`].
+    #[inline]
     #[must_use]
-    pub fn selectors(&self) -> [u16; 6] {
-        std::array::from_fn(|number| self.seg[number].selector)
+    pub fn selector(&self, number: usize) -> u16 {
+        self.seg[number].selector
+    }
+
+    /// CR0, CR2, CR3 and CR4.
+    #[inline]
+    #[must_use]
+    pub fn control_registers(&self) -> [u64; 4] {
+        [self.sys.cr0, self.sys.cr2, self.sys.cr3, self.sys.cr4]
+    }
+
+    /// What decides which of its instructions the running code may do.
+    #[inline]
+    #[must_use]
+    pub fn rights(&self) -> Rights {
+        let sys = &self.sys;
+        Rights {
+            privilege: u64::from(self.cpl) | self.rflags & Rflags::IOPL,
+            serves_views: self.serves_views(),
+            cr4: sys.cr4,
+            efer: sys.efer,
+            system_calls: [sys.star, sys.lstar, sys.fmask],
+        }
     }
 
     /// True if something is to be looked at before the next instruction.
+    #[inline]
     #[must_use]
     pub fn has_attention(&self) -> bool {
         self.attention
     }
 
     /// Base of a segment as data accesses add it, by [`crate::Seg`].
+    #[inline]
     #[must_use]
     pub fn data_base(&self, seg: usize) -> u64 {
         self.seg_base[seg & 7]
@@ -220,12 +260,14 @@ impl Cpu {
     /// The 1024 TLB entries for the running code's data accesses, each of four words: the page's linear
     /// address if it may be read, if it may be written, its RAM offset and its host address. The entry of a linear
     /// address is number `(linear >> 12 ^ linear >> 22) & 1023`.
+    #[inline]
     #[must_use]
     pub fn tlb_entries(&self) -> *const u64 {
         self.tlb.entries_from(self.tlb_base)
     }
 
     /// What the TLB holds beside these, for the running code.
+    #[inline]
     #[must_use]
     pub fn second_level(&self) -> SecondLevel {
         self.tlb.second_level(self.tlb_base)
@@ -233,13 +275,14 @@ impl Cpu {
 
     /// What the TLB serves: as long as this is the same, an entry that once was in [`Cpu::tlb_entries`] still
     /// says the truth, even if another one has taken its place.
+    #[inline]
     #[must_use]
     pub fn tlb_state(&self) -> (usize, u64) {
-        (self.tlb_base, self.tlb.losses())
+        (self.tlb_entries() as usize, self.tlb.losses())
     }
 
-    /// The linear and the host address of a page that the running code may store to, and which the TLB knows; the
-    /// page of `linear` if that is one.
+    /// The linear and the host address of the page of `linear`, if the TLB knows that the running code may store to it.
+    #[inline]
     #[must_use]
     pub fn writable_page(&self, linear: u64) -> Option<(u64, u64)> {
         self.tlb.writable_page(self.tlb_base, linear)
@@ -287,11 +330,13 @@ impl Cpu {
     }
 
     /// A link from a linear address to its code holds while this number is the same for it.
+    #[inline]
     #[must_use]
     pub fn code_context(&self, linear: u64) -> u64 {
         self.context_on(self.mode_key, linear)
     }
 
+    #[inline]
     fn context_on(&self, mode_key: u32, linear: u64) -> u64 {
         let half = linear >> 63;
         u64::from(mode_key) << 33 | half << 32 | u64::from(self.tlb.code_epoch(linear))
@@ -301,6 +346,7 @@ impl Cpu {
     pub const ADDRESS_SPACES: usize = BANKS;
 
     /// Which of them is the present one. Part of [`Cpu::code_context`].
+    #[inline]
     #[must_use]
     pub fn address_space(&self) -> usize {
         self.tlb.bank()
@@ -324,11 +370,13 @@ impl Cpu {
     }
 
     /// True if the TLB may serve the running code's accesses, so that it may those of the other side.
+    #[inline]
     fn serves_views(&self) -> bool {
         self.tlb_base == self.tlb.base_of(self.view, false)
     }
 
     /// [`Cpu::tlb_entries`] and [`Cpu::second_level`] on a side of a system call.
+    #[inline]
     #[must_use]
     pub fn side_tlb(&self, side: Side) -> (*const u64, SecondLevel) {
         let view = if side == Side::Kernel { View::Supervisor } else { View::User };
@@ -337,6 +385,7 @@ impl Cpu {
     }
 
     /// [`Cpu::code_context`] there.
+    #[inline]
     #[must_use]
     pub fn side_context(&self, side: Side, linear: u64) -> u64 {
         self.context_on(ModeKey::on(self.mode_key, side), linear)
@@ -350,6 +399,7 @@ impl Cpu {
 
     /// Follows an engine to the other side of a system call, if `side` says so, and takes over RFLAGS but for the
     /// arithmetic flags.
+    #[inline]
     pub fn follow(&mut self, side: Option<Side>, rflags: u64) {
         let changed = self.rflags ^ rflags;
         self.rflags = rflags & !Rflags::STATUS;
@@ -362,21 +412,25 @@ impl Cpu {
     }
 
     /// The XMM registers.
+    #[inline]
     pub fn xmm_mut(&mut self) -> &mut [u128; 16] {
         &mut self.sse.xmm
     }
 
     /// The upper halves of the YMM registers.
+    #[inline]
     pub fn ymm_upper_mut(&mut self) -> &mut [u128; 16] {
         &mut self.sse.ymm_high
     }
 
     /// The x87.
+    #[inline]
     pub fn x87_mut(&mut self) -> &mut X87State {
         &mut self.x87
     }
 
     /// MXCSR.
+    #[inline]
     pub fn mxcsr_mut(&mut self) -> &mut u32 {
         &mut self.sse.mxcsr
     }
@@ -387,6 +441,7 @@ impl Cpu {
     }
 
     /// Changes whenever all marks on code are forgotten; an engine then drops everything.
+    #[inline]
     #[must_use]
     pub fn code_generation(&self) -> u64 {
         self.tlb.code_generation

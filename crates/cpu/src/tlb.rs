@@ -211,12 +211,14 @@ impl Tlb {
     }
 
     /// What a key has below the page's address.
+    #[inline]
     fn key_bits(&self, base: usize, linear: u64) -> u64 {
         let place = base / PAGES;
         self.stamps[space_of(place / VIEWS, linear)] << KEY_STAMP_SHIFT | place as u64
     }
 
     /// The second level, as an engine reads it.
+    #[inline]
     pub(crate) fn second_level(&self, base: usize) -> SecondLevel {
         SecondLevel {
             entries: self.backup.as_ptr().cast(),
@@ -226,26 +228,22 @@ impl Tlb {
         }
     }
 
-    /// A page that may be stored to without looking any further, near `linear` if possible: its linear and its
-    /// host address.
+    /// The page of `linear`, if it may be stored to without looking any further: its linear and its host address.
+    #[inline]
     pub(crate) fn writable_page(&self, base: usize, linear: u64) -> Option<(u64, u64)> {
-        let first = index_of(base, linear);
-        let view = base & (ENTRIES - 1);
-        std::iter::once(first)
-            .chain(view..view + PAGES)
-            .find(|index| {
-                self.entries[*index].write == self.entries[*index].read
-                    && self.entries[*index].read != no_tag(*index)
-            })
-            .map(|index| (self.entries[index].write, self.entries[index].host))
+        let entry = self.entry(base, linear);
+        let page = linear & !0xfff;
+        (entry.read == page && entry.write == page).then_some((page, entry.host))
     }
 
     /// The same number as before means that what could be read or written then still can.
+    #[inline]
     pub(crate) fn losses(&self) -> u64 {
         self.losses
     }
 
     /// The entries of one view, for code that looks them up itself.
+    #[inline]
     pub(crate) fn entries_from(&self, base: usize) -> *const u64 {
         let view: *const TlbEntry = &self.entries[base & (ENTRIES - 1)];
         view.cast()
@@ -262,11 +260,13 @@ impl Tlb {
         }
     }
 
+    #[inline]
     pub(crate) fn base_of(&self, view: View, uncached: bool) -> usize {
         let view = if uncached { VIEW_UNCACHED } else { view as usize };
         (self.bank << BANK_SHIFT) | (view * PAGES)
     }
 
+    #[inline]
     pub(crate) fn bank(&self) -> usize {
         self.bank
     }

@@ -5,7 +5,7 @@
 //! ([`home`]) but for five that programs use least. AH and AL hold the guest's arithmetic
 //! flags as LAHF and SETO leave them; R15 the steps left of the budget; R10 and R11 are scratch.
 
-use cpu::SecondLevel;
+use cpu::{Rights, SecondLevel};
 
 use crate::avx;
 use crate::emit::{Alu, Emitter, RegMem, cc, reg};
@@ -137,6 +137,11 @@ pub(crate) struct Context {
     /// The budget with which the last loop was entered.
     pub(crate) entered: u64,
     pub(crate) x87: X87Context,
+    /// CR0, CR2, CR3 and CR4.
+    pub(crate) control: [u64; 4],
+    /// What `may` is at first, and what it follows from.
+    pub(crate) may_by_rights: u64,
+    pub(crate) rights: Option<Rights>,
     /// Both sides of a system call, the program's first.
     pub(crate) sides: [SideState; 2],
     /// The side to which the last system call has led, plus 1, where the CPU has not followed yet.
@@ -187,6 +192,9 @@ impl Context {
             whole_budget: 0,
             entered: 0,
             x87: X87Context::new(),
+            control: [0; 4],
+            may_by_rights: 0,
+            rights: None,
             sides: [SideState::NONE; 2],
             side: 0,
             call_target: 0,

@@ -73,6 +73,10 @@ pub(crate) enum Kind {
     /// RDFSBASE and RDGSBASE, with the base's place in the frame.
     ReadBase(i32),
     WriteBase(i32),
+    /// MOV from CR0, CR2, CR3 or CR4, which have these numbers in order.
+    ReadControl(usize),
+    /// INVLPG: the TLB serves nothing that the tables do not say.
+    Invlpg,
     Cld,
     LoadMxcsr,
     /// RDTSC, RDTSCP.
@@ -262,7 +266,7 @@ fn understand(
         }
     }
     let mut access = None;
-    if has_memory_operand(ins) && kind != Kind::Lea && kind != Kind::Nop {
+    if has_memory_operand(ins) && !matches!(kind, Kind::Lea | Kind::Nop | Kind::Invlpg) {
         let write = used.used_memory().iter().any(|memory| {
             let is_stack =
                 memory.base() == Register::RSP && matches!(kind, Kind::Push | Kind::CallIndirect);
@@ -301,6 +305,8 @@ fn understand(
         | Kind::Sysret
         | Kind::ReadBase(_)
         | Kind::WriteBase(_)
+        | Kind::ReadControl(_)
+        | Kind::Invlpg
         | Kind::Cld
         | Kind::LoadMxcsr
         | Kind::Repeat
@@ -323,6 +329,8 @@ fn understand(
                 | Kind::Sysret
                 | Kind::ReadBase(_)
                 | Kind::WriteBase(_)
+                | Kind::ReadControl(_)
+                | Kind::Invlpg
                 | Kind::TimeStamp
                 | Kind::Repeat
                 | Kind::Pop
@@ -508,6 +516,13 @@ fn special_kind_of(ins: &Instruction) -> Option<Kind> {
         Code::Rdgsbase_r64 => Some(Kind::ReadBase(slot::GS)),
         Code::Wrfsbase_r64 => Some(Kind::WriteBase(slot::FS)),
         Code::Wrgsbase_r64 => Some(Kind::WriteBase(slot::GS)),
+        Code::Mov_r64_cr => {
+            const READ: [Register; 4] =
+                [Register::CR0, Register::CR2, Register::CR3, Register::CR4];
+            let place = READ.iter().position(|register| *register == ins.op1_register());
+            place.map(Kind::ReadControl)
+        }
+        Code::Invlpg_m => Some(Kind::Invlpg),
         Code::Movsb_m8_m8
         | Code::Movsw_m16_m16
         | Code::Movsd_m32_m32

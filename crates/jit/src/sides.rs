@@ -23,8 +23,8 @@ pub(crate) mod may {
     pub(crate) const CLI: i32 = 0;
     /// RDTSC, by CPL and CR4.TSD.
     pub(crate) const TSC: i32 = 1;
-    /// SWAPGS, by CPL.
-    pub(crate) const SWAP: i32 = 2;
+    /// SWAPGS, INVLPG and reading control registers: at CPL 0.
+    pub(crate) const CPL0: i32 = 2;
     /// STAC and CLAC, by CPL, and where they choose between two views.
     pub(crate) const AC: i32 = 3;
     pub(crate) const SYSCALL: i32 = 4;
@@ -90,14 +90,24 @@ fn index_of(side: Side) -> usize {
 }
 
 impl Context {
-    /// What running code may do.
+    /// What running code may do, found out anew where that may have changed.
     pub(crate) fn note_rights(&mut self, cpu: &Cpu) {
+        let rights = cpu.rights();
+        if self.rights != Some(rights) {
+            self.find_rights(cpu);
+            self.rights = Some(rights);
+        }
+        self.may = self.may_by_rights;
+    }
+
+    #[cold]
+    fn find_rights(&mut self, cpu: &Cpu) {
         let calls = cpu.system_calls();
         let word = |cpl: u8, iopl: u64| {
             let rights = [
                 (may::CLI, u64::from(cpl) <= iopl),
                 (may::TSC, cpl == 0 || cpu.may_read_time()),
-                (may::SWAP, cpl == 0),
+                (may::CPL0, cpl == 0),
                 (may::AC, cpl == 0 && cpu.has_two_views()),
                 (may::SYSCALL, cpl == 3 && calls.is_some()),
                 (may::SYSRET, cpl == 0 && calls.is_some()),
@@ -105,9 +115,12 @@ impl Context {
             ];
             rights.iter().map(|(byte, may)| u64::from(*may) << (8 * byte)).sum()
         };
-        self.may = word(cpu.cpl(), cpu.rflags() >> Rflags::IOPL_SHIFT & 3);
-        // Only a guest with IOPL 0 has its system calls made here.
-        self.sides = [3, 0].map(|cpl| SideState { may: word(cpl, 0), ..SideState::NONE });
+        self.may_by_rights = word(cpu.cpl(), cpu.rflags() >> Rflags::IOPL_SHIFT & 3);
+        for (state, side) in self.sides.iter_mut().zip(SIDES) {
+            // Only a guest with IOPL 0 has its system calls made here.
+            state.may = word(if side == Side::Program { 3 } else { 0 }, 0);
+            state.selectors = cpu.side_selectors(side).map(u64::from);
+        }
         if let Some(calls) = calls {
             self.call_target = calls.target;
             self.kept_flags = calls.kept;
@@ -122,7 +135,6 @@ impl Context {
             state.high_keys = second.high_keys;
             state.low_keys = second.low_keys;
             (state.pin_page, state.pin_delta) = (nowhere.0, nowhere.1.wrapping_sub(nowhere.0));
-            state.selectors = cpu.side_selectors(side).map(u64::from);
         }
         self.pin_before_ac = [self.sides[0].pin_page, self.sides[0].pin_delta];
     }
@@ -289,6 +301,15 @@ impl Gen<'_> {
         let site = self.site(at, 0, Exit::Indirect { rsp: 0 });
         self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
         self.e.jmp_to(stub);
+    }
+
+    /// MOV from a control register, by its place in [`Context::control`].
+    pub(crate) fn read_control(&mut self, index: usize, place: usize) {
+        let number = self.trace.insns[index].ins.op0_register().number() as u8;
+        self.leave_unless(index, slot::MAY + may::CPL0);
+        self.e.load(T, reg::RSP, slot::SHARED);
+        self.e.load(T, T, at!(control) + 8 * place as i32);
+        self.set_gpr(number, T);
     }
 
     /// RDFSBASE and RDGSBASE.

@@ -7,7 +7,7 @@ use crate::emit::{Alu, Hole, cc, reg};
 use crate::frame::{BUDGET, S, T, slot};
 use crate::memory::TLB_HOST;
 use crate::scan::Access;
-use crate::translate::Gen;
+use crate::translate::{Cold, Exit, Gen};
 
 impl Gen<'_> {
     /// REP MOVS or REP STOS, instruction `index`.
@@ -30,10 +30,10 @@ impl Gen<'_> {
         self.e.alu(Alu::Cmp, BUDGET, T);
         holes.push(self.e.jcc(cc::L));
         if moves {
-            self.element_page(reg::RSI, false, scale, &mut holes);
+            self.element_page(index, reg::RSI, false, &mut holes);
             self.e.store(reg::RSP, slot::TARGET, T);
         }
-        self.element_page(reg::RDI, true, scale, &mut holes);
+        self.element_page(index, reg::RDI, true, &mut holes);
         self.leave_before(index, holes);
 
         self.e.alu(Alu::Sub, BUDGET, reg::RCX);
@@ -63,9 +63,17 @@ impl Gen<'_> {
 
     /// T = host address of RCX elements at the linear address in `from`, at most a page of them, if no branch
     /// is taken: if they are on one page and may be accessed. Uses S.
-    fn element_page(&mut self, from: u8, write: bool, scale: u8, holes: &mut Vec<Hole>) {
+    fn element_page(&mut self, index: usize, from: u8, write: bool, holes: &mut Vec<Hole>) {
+        let insn = &self.trace.insns[index];
+        let scale = element(&insn.ins).0.trailing_zeros() as u8;
+        let again = self.e.here();
         self.e.mov(S, from);
-        holes.push(self.look_up(Access { bytes: 1, write, aligned: false }, 1));
+        // The first element is accessed next, whoever does it.
+        let access = Access { bytes: 1, write, aligned: false };
+        let hole = self.look_up(access, 1);
+        let site = self.site(insn.at, self.undo(index), Exit::Interpret);
+        let flags = self.flags;
+        self.cold.push(Cold::Slow { hole, back: again, access, flags, site, stored: None });
         self.e.load(T, T, TLB_HOST);
         self.e.alu(Alu::Add, T, S);
         self.e.lea_index(S, Some(S), reg::RCX, scale, 0);

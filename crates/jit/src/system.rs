@@ -35,7 +35,7 @@ impl Gen<'_> {
     }
 
     pub(crate) fn swapgs(&mut self, index: usize) {
-        self.leave_unless(index, slot::MAY + may::SWAP);
+        self.leave_unless(index, slot::MAY + may::CPL0);
         self.held = None;
         self.e.load(S, reg::RSP, slot::GS);
         self.e.load(T, reg::RSP, slot::KERNEL_GS);

@@ -13,6 +13,7 @@ use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
 use crate::memory::{Miss, Stored, tlb_tag};
 use crate::plan::{self, Checks, Group};
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
+use crate::sides::may;
 use crate::x87;
 
 /// What a translation does when it leaves.
@@ -621,6 +622,8 @@ impl<'a> Gen<'a> {
             Kind::Sysret => self.sysret(index),
             Kind::ReadBase(base) => self.read_base(index, base),
             Kind::WriteBase(base) => self.write_base(index, base),
+            Kind::ReadControl(place) => self.read_control(index, place),
+            Kind::Invlpg => self.leave_unless(index, slot::MAY + may::CPL0),
             Kind::Cld => self.cld(),
             Kind::LoadMxcsr => self.load_mxcsr(index),
             Kind::TimeStamp => self.time_stamp(index, ins.mnemonic() == Mnemonic::Rdtscp),

@@ -74,6 +74,8 @@ pub struct Translator {
     first_sites: Vec<(u32, Key)>,
     /// By the context's number: the jumps between pages that were linked in it, by the places of their keys.
     crossings: FxHashMap<u64, FxHashMap<u32, Crossing>>,
+    /// What the context has of the TLB, and the pin, hold as long as this stays the same.
+    tlb_state: Option<(usize, u64)>,
     /// How often all were dropped.
     clears: u64,
     translations: u64,
@@ -174,6 +176,7 @@ impl Translator {
             loops: FxHashMap::default(),
             first_sites: Vec::new(),
             crossings: FxHashMap::default(),
+            tlb_state: None,
             clears: 0,
             translations: 0,
             translated_bytes: 0,
@@ -431,21 +434,26 @@ impl Engine for Translator {
         }
         if cpu.code_generation() != self.generation {
             self.clear();
+            self.tlb_state = None;
             self.generation = cpu.code_generation();
         }
         let budget = budget.min(BUDGET_MAX);
         self.context.gpr = *cpu.gprs_mut();
-        self.context.flags = to_home(cpu.rflags());
+        let rflags = cpu.rflags();
+        self.context.flags = to_home(rflags);
         self.context.budget = budget;
         self.context.jumps = self.jumps[JUMPS * cpu.address_space()..].as_ptr() as u64;
         self.context.fs = cpu.data_base(Seg::FS);
         self.context.gs = cpu.data_base(Seg::GS);
-        self.context.rflags = cpu.rflags() & !Rflags::STATUS;
+        self.context.rflags = rflags & !Rflags::STATUS;
         self.context.tsc_aux = cpu.tsc_aux();
         self.context.note_rights(cpu);
         self.context.none_waits = u64::from(!env.bus.interrupt_pending());
         self.context.kernel_gs = cpu.kernel_gs_base();
-        self.context.selectors = cpu.selectors().map(u64::from);
+        self.context.control = cpu.control_registers();
+        for (number, selector) in self.context.selectors.iter_mut().enumerate() {
+            *selector = cpu.selector(number).into();
+        }
         self.context.whole_budget = budget;
         self.context.mxcsr = u64::from(*cpu.mxcsr_mut());
         self.context.x87.begin(cpu.x87_mut());
@@ -455,8 +463,6 @@ impl Engine for Translator {
         let mut plain = false;
         // The same for a jump between pages, with the key under which it was made.
         let mut crossing = None;
-        // What the frame has of the TLB holds as long as this stays the same.
-        let mut tlb_state = None;
         let next = loop {
             // Looking for the next code may set Accessed, so its instruction has to be within the budget.
             if self.context.budget == 0 {
@@ -491,7 +497,7 @@ impl Engine for Translator {
                 self.link_crossing(crossing, from, key, code);
             }
             self.context.key = key;
-            if tlb_state != Some(cpu.tlb_state()) {
+            if self.tlb_state != Some(cpu.tlb_state()) {
                 let rsp = self.context.gpr[4];
                 let (page, host) = cpu.writable_page(rsp).unwrap_or(self.nowhere.page());
                 self.context.pin_page = page;
@@ -503,7 +509,7 @@ impl Engine for Translator {
                 self.context.low_keys = second.low_keys;
                 self.context.host_base = second.host_base;
                 self.context.note_sides(cpu, self.nowhere.page());
-                tlb_state = Some(cpu.tlb_state());
+                self.tlb_state = Some(cpu.tlb_state());
             }
             self.context.note_contexts(cpu);
             self.context.page = rip & !0xfff;
@@ -515,6 +521,10 @@ impl Engine for Translator {
             self.entries += 1;
             self.enter(code);
             self.context.bring(cpu);
+            if self.tlb_state != Some(cpu.tlb_state()) {
+                // The pin is another side's or view's.
+                self.tlb_state = None;
+            }
             let site = self.sites[self.context.site as usize];
             self.exits[site.exit.kind() as usize] += 1;
             self.context.budget += u64::from(site.undo);

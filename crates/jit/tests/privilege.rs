@@ -105,7 +105,8 @@ fn has_translator() -> bool {
 /// l: add rbx, 3; push rbx; syscall; pop rcx; adc rcx, rdx; jmp l
 const PROGRAM: &[u8] = &[0x48, 0x83, 0xc3, 3, 0x53, 0x0f, 0x05, 0x59, 0x48, 0x11, 0xd1, 0xeb, 0xf3];
 
-/// What a kernel does in a system call: changes stacks, has a look at the program's memory, and changes FS.
+/// What a kernel does in a system call: changes stacks, looks at the program's memory and at control registers, and changes
+/// FS.
 const USUAL_KERNEL: &[u8] = &[
     0x0f, 0x01, 0xf8, // swapgs
     0x65, 0x48, 0x89, 0x24, 0x25, 0, 0, 0, 0, // mov gs:[0], rsp
@@ -115,6 +116,8 @@ const USUAL_KERNEL: &[u8] = &[
     0x0f, 0x01, 0xcb, // stac
     0x48, 0xff, 0x00, 0x50, 0x58, // inc qword [rax]; push rax; pop rax
     0x0f, 0x01, 0xca, // clac
+    0x0f, 0x20, 0xd0, 0x0f, 0x20, 0xda, // mov rax, cr2; mov rdx, cr3
+    0x0f, 0x01, 0x3c, 0x24, // invlpg [rsp]
     0xf3, 0x48, 0x0f, 0xae, 0xc2, // rdfsbase rdx
     0x48, 0x83, 0xc2, 8, // add rdx, 8
     0xf3, 0x48, 0x0f, 0xae, 0xd2, // wrfsbase rdx
@@ -136,6 +139,22 @@ fn system_calls_do_the_same_on_both_engines_wherever_they_are_cut_and_interrupte
         for seed in 0..4 {
             compare(PROGRAM, USUAL_KERNEL, seed);
         }
+    }
+}
+
+#[test]
+fn strings_that_reach_a_page_for_the_first_time_stay_in_the_translator() {
+    // l: and rdi, 1fffffh; or rdi, 200000h; mov ecx, 512; rep stosq; lea rsi, [rdi-4096]; mov ecx, 512; rep movsq; jmp l
+    const PROGRAM: &[u8] = &[
+        0x48, 0x81, 0xe7, 0xff, 0xff, 0x1f, 0, 0x48, 0x81, 0xcf, 0, 0, 0x20, 0, 0xb9, 0, 2, 0, 0,
+        0xf3, 0x48, 0xab, 0x48, 0x8d, 0xb7, 0, 0xf0, 0xff, 0xff, 0xb9, 0, 2, 0, 0, 0xf3, 0x48,
+        0xa5, 0xeb, 0xd9,
+    ];
+    if has_translator() {
+        compare(PROGRAM, &[], 7);
+        // A walk that comes to a page table for the first time has the page watched, and the TLB loses something.
+        let count: u64 = left(PROGRAM, &[]).into_iter().map(|(_, count)| count).sum();
+        assert!(count <= 2, "{count}");
     }
 }
 
@@ -162,6 +181,21 @@ fn programs_memory_is_out_of_bounds_after_a_system_call_that_returned_with_ac_se
         &[0x48, 0xff, 0xc3, 0x48, 0x8d, 0x24, 0x25, 0, 0xf0, 8, 0, 0x0f, 0x05, 0xeb, 0xf1];
     if has_translator() {
         let vm = compare(PROGRAM, KERNEL, 6);
+        assert!(vm.cpu.gpr(14) > 1000, "{} page faults", vm.cpu.gpr(14));
+    }
+}
+
+#[test]
+fn a_kernels_stack_is_out_of_bounds_when_it_has_returned_by_iret() {
+    // swapgs; mov rsp, gs:[8]; mov rax, rsp; swapgs; push 23h; push rax; push 202h; push 2bh; push rcx; iretq
+    const KERNEL: &[u8] = &[
+        0x0f, 0x01, 0xf8, 0x65, 0x48, 0x8b, 0x24, 0x25, 8, 0, 0, 0, 0x48, 0x89, 0xe0, 0x0f, 0x01,
+        0xf8, 0x6a, 0x23, 0x50, 0x68, 2, 2, 0, 0, 0x6a, 0x2b, 0x51, 0x48, 0xcf,
+    ];
+    // l: syscall; push rax (which faults); jmp l
+    const PROGRAM: &[u8] = &[0x0f, 0x05, 0x50, 0xeb, 0xfb];
+    if has_translator() {
+        let vm = compare(PROGRAM, KERNEL, 8);
         assert!(vm.cpu.gpr(14) > 1000, "{} page faults", vm.cpu.gpr(14));
     }
 }
