@@ -438,11 +438,13 @@ impl Tlb {
         self.code_epochs.iter_mut().for_each(|epoch| *epoch += 1);
     }
 
-    /// Drops the translations of one page in every bank and view; true if there were any.
-    fn drop_page(&mut self, linear: u64) -> u64 {
+    /// Drops the translations of one page in the spaces whose bits are set, in every view. Returns how many there were in the
+    /// first level.
+    fn drop_page(&mut self, linear: u64, spaces: u16) -> u64 {
         let mut dropped = 0;
         self.losses += 1;
-        for base in self.bases() {
+        let is_meant = |base: &usize| spaces >> space_of(base >> BANK_SHIFT, linear) & 1 != 0;
+        for base in self.bases().filter(is_meant) {
             let index = index_of(base, linear);
             if self.entries[index].read == linear {
                 self.entries[index] = empty_entry(index);
@@ -743,7 +745,7 @@ impl Cpu {
             page_use.walked[word] &= !bit;
             page_use.fetched[word] &= !bit;
             let spaces = page_use.spaces;
-            self.stats.tlb_drops += self.tlb.drop_page(linear);
+            self.stats.tlb_drops += self.tlb.drop_page(linear, spaces);
             if fetched {
                 self.tlb.drop_exec_page(linear, spaces);
                 self.attention = true;
