@@ -133,6 +133,7 @@ fn system_calls_stay_in_the_translator() {
     }
 }
 
+/// Behaviour 28.
 #[test]
 fn system_calls_do_the_same_on_both_engines_wherever_they_are_cut_and_interrupted() {
     if has_translator() {
