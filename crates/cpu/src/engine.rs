@@ -258,8 +258,8 @@ impl Cpu {
     }
 
     /// The 1024 TLB entries for the running code's data accesses, each of four words: the page's linear
-    /// address if it may be read, if it may be written, its RAM offset and its host address. The entry of a linear
-    /// address is number `(linear >> 12 ^ linear >> 22) & 1023`.
+    /// address if it may be read, if it may be written, its RAM offset, and how far its host address is from the linear
+    /// one. The entry of a linear address is number `linear >> 12 & 1023`.
     #[inline]
     #[must_use]
     pub fn tlb_entries(&self) -> *const u64 {

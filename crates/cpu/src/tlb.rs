@@ -53,8 +53,8 @@ pub(crate) struct TlbEntry {
     pub(crate) write: u64,
     /// RAM offset of the page.
     pub(crate) ram: u64,
-    /// The page's host address, for an engine that reads this table itself.
-    host: u64,
+    /// How far the page's host address is from its linear one, for an engine that reads this table itself.
+    distance: u64,
 }
 
 /// The second level of the TLB, for an engine that looks into it itself. It is served by `2^`[`SecondLevel::BITS`]
@@ -157,14 +157,13 @@ pub(crate) struct Tlb {
     pub(crate) code_generation: u64,
 }
 
-/// A tag that no address looked up at this index can match: it is that of a page with another index
-/// (a page so low that the mixing in [`index_of`] changes nothing).
+/// A tag that no address looked up at this index can match: it is that of a page with another index.
 const fn no_tag(index: usize) -> u64 {
     ((index as u64 ^ 1) & (PAGES as u64 - 1)) << PAGE_SHIFT
 }
 
 const fn empty_entry(index: usize) -> TlbEntry {
-    TlbEntry { read: no_tag(index), write: no_tag(index), ram: 0, host: 0 }
+    TlbEntry { read: no_tag(index), write: no_tag(index), ram: 0, distance: 0 }
 }
 
 const NO_EXEC: ExecEntry = ExecEntry { tag: u64::MAX, ram: 0 };
@@ -203,7 +202,7 @@ impl Tlb {
     pub(crate) fn host_address(&self, base: usize, linear: u64, write: bool) -> Option<u64> {
         let entry = self.entry(base, linear);
         let tag = if write { entry.write } else { entry.read };
-        (tag == linear & !0xfff).then(|| entry.host + (linear & 0xfff))
+        (tag == linear & !0xfff).then(|| linear.wrapping_add(entry.distance))
     }
 
     fn backup_key(&self, base: usize, linear: u64) -> u64 {
@@ -233,7 +232,7 @@ impl Tlb {
     pub(crate) fn writable_page(&self, base: usize, linear: u64) -> Option<(u64, u64)> {
         let entry = self.entry(base, linear);
         let page = linear & !0xfff;
-        (entry.read == page && entry.write == page).then_some((page, entry.host))
+        (entry.read == page && entry.write == page).then_some((page, page.wrapping_add(entry.distance)))
     }
 
     /// The same number as before means that what could be read or written then still can.
@@ -255,7 +254,7 @@ impl Tlb {
             self.losses += 1;
             self.host_base = base;
             for entry in self.entries.iter_mut() {
-                entry.host = base.wrapping_add(entry.ram);
+                entry.distance = base.wrapping_add(entry.ram).wrapping_sub(entry.read);
             }
         }
     }
@@ -286,8 +285,8 @@ impl Tlb {
         let index = index_of(base, linear);
         let tag = linear & !0xfff;
         let write = if may_store { tag } else { tag ^ 1 << PAGE_SHIFT };
-        let host = self.host_base.wrapping_add(ram_page);
-        self.entries[index] = TlbEntry { read: tag, write, ram: ram_page, host };
+        let distance = self.host_base.wrapping_add(ram_page).wrapping_sub(tag);
+        self.entries[index] = TlbEntry { read: tag, write, ram: ram_page, distance };
     }
 
     /// Brings an entry back from the second level; its RAM page if it is there and good enough.
@@ -565,12 +564,10 @@ pub(crate) struct WalkStep {
     pub(crate) fetch: bool,
 }
 
-/// The page number's low bits, mixed with higher ones so that arrays a power of two apart do not
-/// meet.
 #[inline(always)]
 fn index_of(base: usize, linear: u64) -> usize {
-    let mixed = (linear >> PAGE_SHIFT ^ linear >> 22) as usize;
-    (base | mixed & (PAGES - 1)) & (ENTRIES - 1)
+    let page = (linear >> PAGE_SHIFT) as usize;
+    (base | page & (PAGES - 1)) & (ENTRIES - 1)
 }
 
 fn bank_of_key(key: u64) -> usize {

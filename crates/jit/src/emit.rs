@@ -166,14 +166,32 @@ impl Emitter {
 
     /// `lea dst, [base + disp]`.
     pub(crate) fn lea(&mut self, dst: u8, base: u8, disp: i32) {
-        self.rex(true, dst, 0, base);
+        self.lea_sized(true, dst, base, disp);
+    }
+
+    /// `lea dst, [base + disp]`, only the lower half of it unless `wide`.
+    pub(crate) fn lea_sized(&mut self, wide: bool, dst: u8, base: u8, disp: i32) {
+        self.rex(wide, dst, 0, base);
         self.bytes.push(0x8d);
         self.modrm_mem(dst, base, disp);
     }
 
     /// `lea dst, [base + index << scale + disp]`; without a base if there is none.
     pub(crate) fn lea_index(&mut self, dst: u8, base: Option<u8>, index: u8, scale: u8, disp: i32) {
-        self.rex(true, dst, index, base.unwrap_or(0));
+        self.lea_index_sized(true, dst, base, index, scale, disp);
+    }
+
+    /// The same, only the lower half of it unless `wide`.
+    pub(crate) fn lea_index_sized(
+        &mut self,
+        wide: bool,
+        dst: u8,
+        base: Option<u8>,
+        index: u8,
+        scale: u8,
+        disp: i32,
+    ) {
+        self.rex(wide, dst, index, base.unwrap_or(0));
         let low = base.unwrap_or(5) & 7;
         let short = i8::try_from(disp).ok().filter(|_| base.is_some());
         let mode = match base {
@@ -262,10 +280,8 @@ impl Emitter {
     /// `dst` = the TLB entry that serves the linear address in `linear`; the frame has their place at `tlb`.
     pub(crate) fn tlb_entry(&mut self, dst: u8, linear: u8, tlb: i32) {
         self.mov(dst, linear);
-        self.shift(5, dst, 10);
-        self.alu(Alu::Xor, dst, linear);
-        self.alu_imm(Alu::And, dst, 0x3f_f000);
         self.shift(5, dst, 7);
+        self.alu_imm(Alu::And, dst, 0x7fe0);
         self.alu_mem(Alu::Add, dst, reg::RSP, tlb);
     }
 

@@ -8,8 +8,8 @@
 use cpu::{Rights, SecondLevel};
 
 use crate::avx;
-use crate::emit::{Alu, Emitter, RegMem, cc, reg};
-use crate::memory::{TLB_HOST, TLB_RAM, TLB_WRITE};
+use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
+use crate::memory::{TLB_DISTANCE, TLB_RAM, TLB_WRITE};
 use crate::sides::{self, SideState, SideStubs};
 use crate::x87::{self, X87Context};
 
@@ -287,7 +287,7 @@ pub(crate) struct Stubs {
 }
 
 /// Entries of a jump table.
-pub(crate) const JUMPS: usize = 1 << 14;
+pub(crate) const JUMPS: usize = 1 << 16;
 
 /// A link from a linear address to a translation.
 #[derive(Clone, Copy)]
@@ -309,7 +309,44 @@ const SAVED: [u8; 6] = [reg::RBX, reg::RBP, reg::R12, reg::R13, reg::R14, reg::R
 /// Registers that the slow path's callee may clobber and that hold something.
 const CALLER_SAVED: [u8; 7] = [reg::RAX, reg::RCX, reg::RDX, reg::RSI, reg::RDI, reg::R8, reg::R9];
 
+/// The ways out of [`Emitter::jump_by_table`].
+pub(crate) struct Elsewhere {
+    other_address: Hole,
+    other_context: Hole,
+}
+
+impl Elsewhere {
+    /// What is emitted next is done where the table knows nothing, with the linear address in T.
+    pub(crate) fn fill_with_address(self, e: &mut Emitter) {
+        e.fill(self.other_context);
+        e.load(T, S, 0);
+        e.fill(self.other_address);
+    }
+}
+
 impl Emitter {
+    /// Goes on at the linear address in T if the jump table knows it.
+    pub(crate) fn jump_by_table(&mut self) -> Elsewhere {
+        self.mov(S, T);
+        self.shift(5, S, 12);
+        self.alu(Alu::Xor, S, T);
+        self.alu_imm(Alu::And, S, JUMPS as i32 - 1);
+        self.shift(4, S, 5);
+        self.alu_mem(Alu::Add, S, reg::RSP, slot::JUMPS);
+        self.alu_mem(Alu::Cmp, T, S, 0);
+        let other_address = self.jcc(cc::NE);
+        self.load(T, reg::RSP, slot::CONTEXT);
+        self.alu_mem(Alu::Cmp, T, S, 8);
+        let other_context = self.jcc(cc::NE);
+        self.load(T, S, 24);
+        self.store(reg::RSP, slot::KEY, T);
+        self.load(T, S, 0);
+        self.alu_imm(Alu::And, T, -4096);
+        self.store(reg::RSP, slot::PAGE, T);
+        self.jmp_mem(S, 16);
+        Elsewhere { other_address, other_context }
+    }
+
     /// Leaves by a site.
     pub(crate) fn leave(&mut self, site: u32, exit: u64) {
         self.store_imm64(reg::RSP, slot::SITE, site as i32);
@@ -365,26 +402,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.jmp_reg(S);
 
     let far = e.here();
-    e.mov(S, T);
-    e.shift(5, S, 12);
-    e.alu(Alu::Xor, S, T);
-    e.alu_imm(Alu::And, S, JUMPS as i32 - 1);
-    e.shift(4, S, 5);
-    e.alu_mem(Alu::Add, S, reg::RSP, slot::JUMPS);
-    e.alu_mem(Alu::Cmp, T, S, 0);
-    let other_address = e.jcc(cc::NE);
-    e.load(T, reg::RSP, slot::CONTEXT);
-    e.alu_mem(Alu::Cmp, T, S, 8);
-    let other_context = e.jcc(cc::NE);
-    e.load(T, S, 24);
-    e.store(reg::RSP, slot::KEY, T);
-    e.load(T, S, 0);
-    e.alu_imm(Alu::And, T, -4096);
-    e.store(reg::RSP, slot::PAGE, T);
-    e.jmp_mem(S, 16);
-    e.fill(other_context);
-    e.load(T, S, 0);
-    e.fill(other_address);
+    let elsewhere = e.jump_by_table();
+    elsewhere.fill_with_address(e);
     let leave_far = e.here();
     e.store(reg::RSP, slot::TARGET, T);
 
@@ -431,8 +450,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.push(reg::RAX);
     e.load(reg::RAX, T, TLB_WRITE);
     e.store(reg::RSP, 16 + slot::PIN_PAGE, reg::RAX);
-    e.load(T, T, TLB_HOST);
-    e.alu(Alu::Sub, T, reg::RAX);
+    e.load(T, T, TLB_DISTANCE);
     e.store(reg::RSP, 16 + slot::PIN_DELTA, T);
     e.pop(reg::RAX);
     e.mov(T, S);
@@ -504,8 +522,10 @@ fn refill(e: &mut Emitter) {
     e.alu_imm(Alu::And, reg::RAX, -4096);
     e.store(reg::RCX, TLB_RAM, reg::RAX);
     e.alu_mem(Alu::Add, reg::RAX, reg::RSP, BELOW + slot::HOST_BASE);
-    e.store(reg::RCX, TLB_HOST, reg::RAX);
-    e.alu_imm(Alu::And, S, 0xfff);
+    e.mov(reg::RDX, S);
+    e.alu_imm(Alu::And, reg::RDX, -4096);
+    e.alu(Alu::Sub, reg::RAX, reg::RDX);
+    e.store(reg::RCX, TLB_DISTANCE, reg::RAX);
     e.alu(Alu::Add, S, reg::RAX);
     for r in USED.into_iter().rev() {
         e.pop(r);
@@ -530,10 +550,10 @@ fn fill_cell(e: &mut Emitter, tag: i32) -> u64 {
     e.alu(Alu::Sub, S, reg::RCX); // the page
     e.lea_index(T, Some(reg::RSP), T, 0, BELOW);
     e.store(T, 0, S);
-    e.load(reg::RAX, reg::RAX, TLB_HOST);
-    e.store(T, 8, reg::RAX);
-    e.alu(Alu::Sub, reg::RAX, S);
+    e.load(reg::RAX, reg::RAX, TLB_DISTANCE);
     e.store(T, 16, reg::RAX);
+    e.alu(Alu::Add, reg::RAX, S);
+    e.store(T, 8, reg::RAX);
     e.mov(S, reg::RCX);
     e.mov_imm32(T, 1);
     let done = e.jmp();

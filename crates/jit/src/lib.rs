@@ -8,6 +8,7 @@ mod avx;
 mod bmi;
 mod cache;
 mod emit;
+mod fold;
 mod frame;
 mod host;
 mod memory;

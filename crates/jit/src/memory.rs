@@ -10,8 +10,8 @@ use crate::scan::{Access, Kind};
 use crate::translate::{Cold, Exit, FlagState, Flavour, Gen};
 use crate::translator::SLOW_STORED;
 
-/// Offset of the host address in an entry of `Cpu::tlb_entries`.
-pub(crate) const TLB_HOST: i32 = 24;
+/// Offset of the distance to the host in an entry of `Cpu::tlb_entries`.
+pub(crate) const TLB_DISTANCE: i32 = 24;
 /// Offset of the tag that allows stores.
 pub(crate) const TLB_WRITE: i32 = 8;
 /// Offset of the RAM address.
@@ -152,8 +152,7 @@ impl Gen<'_> {
                 } else {
                     let hole = self.look_up(access, span);
                     self.cold.push(Cold::Plain { hole, flags: self.flags, index });
-                    self.e.load(S, T, TLB_HOST);
-                    self.e.alu_mem(Alu::Sub, S, T, tlb_tag(access));
+                    self.e.load(S, T, TLB_DISTANCE);
                 }
                 self.e.store(reg::RSP, slot_of(group), S);
                 self.held = Some(group);
@@ -169,6 +168,12 @@ impl Gen<'_> {
         let near = address.base().filter(|_| !access.aligned && !address.has_segment_base());
         self.linear(address, S, 0);
         let Some(cell) = self.new_cell() else {
+            if let Some((base, distance)) = near {
+                let hole = self.look_up(access, access.bytes as i32);
+                self.e.load(S, T, TLB_DISTANCE);
+                self.slow_path(index, hole, access, near);
+                return RegMem::Sum(base, S, distance);
+            }
             self.check(index, access);
             return RegMem::Mem(S, 0);
         };
@@ -369,10 +374,18 @@ impl Gen<'_> {
             self.leave_unless_aligned(index, S);
         }
         let hole = self.look_up(access, access.bytes as i32);
-        self.e.alu_mem(Alu::Add, S, T, TLB_HOST);
+        self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
+        self.e.alu_mem(Alu::Add, S, T, TLB_DISTANCE);
+        self.slow_path(index, hole, access, None);
+    }
+
+    /// What happens where a look-up ends at `hole`. What is emitted next finds the host address in S, or the distance there
+    /// from a register and an offset.
+    fn slow_path(&mut self, index: usize, hole: Hole, access: Access, from: Option<(u8, i32)>) {
         let back = self.e.here();
         let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
-        self.cold.push(Cold::Slow { hole, back, access, flags: self.flags, site, stored: None });
+        let flags = self.flags;
+        self.cold.push(Cold::Slow { hole, back, access, from, flags, site, stored: None });
     }
 
     /// What the instruction that has just been emitted stores, so that the slow path can do that for it where the operand
@@ -428,7 +441,7 @@ impl Gen<'_> {
     fn linear(&mut self, address: Address<'_>, dst: u8, plus: i32) {
         match address {
             Address::Operand(ins) => {
-                self.effective_address(ins, dst, plus);
+                self.effective_address(ins, dst, plus, 8);
                 let base = match ins.memory_segment() {
                     Register::FS => slot::FS,
                     Register::GS => slot::GS,
@@ -446,15 +459,26 @@ impl Gen<'_> {
     }
 
     /// `dst` = the offset of the memory operand, plus a distance that is 0 if the operand's own is near the
-    /// limits. Uses S and T; `dst` may be a register of the operand's.
-    pub(crate) fn effective_address(&mut self, ins: &Instruction, dst: u8, plus: i32) {
+    /// limits; of 4 bytes or less only the lower half. Uses S and T; `dst` may be a register of the operand's.
+    pub(crate) fn effective_address(
+        &mut self,
+        ins: &Instruction,
+        dst: u8,
+        plus: i32,
+        bytes: u32,
+    ) {
         self.held = None;
         let (base, index) = (ins.memory_base(), ins.memory_index());
         let displacement = ins.memory_displacement64();
         if base == Register::RIP {
-            return self.page_address(dst, displacement.wrapping_add_signed(i64::from(plus)));
+            self.page_address(dst, displacement.wrapping_add_signed(i64::from(plus)));
+            if bytes <= 4 {
+                self.e.mov32(dst, dst);
+            }
+            return;
         }
-        let narrow = base.size() == 4
+        let narrow = bytes <= 4
+            || base.size() == 4
             || index.size() == 4
             || base == Register::None && index == Register::None && ins.memory_displ_size() == 4;
         let scale = ins.memory_index_scale().trailing_zeros() as u8;
@@ -462,17 +486,18 @@ impl Gen<'_> {
         let index = (index != Register::None).then(|| self.in_register(index.number() as u8, T));
         let distance = (displacement as i32).wrapping_add(plus);
         match (base, index) {
-            (None, None) => return self.e.mov_imm64(dst, displacement),
-            (Some(base), None) if distance == 0 && !narrow => {
+            (None, None) if narrow => self.e.mov_imm32(dst, displacement as u32),
+            (None, None) => self.e.mov_imm64(dst, displacement),
+            (Some(base), None) if distance == 0 && narrow => self.e.mov32(dst, base),
+            (Some(base), None) if distance == 0 => {
                 if base != dst {
                     self.e.mov(dst, base);
                 }
             }
-            (Some(base), None) => self.e.lea(dst, base, distance),
-            (base, Some(index)) => self.e.lea_index(dst, base, index, scale, distance),
-        }
-        if narrow {
-            self.e.mov32(dst, dst);
+            (Some(base), None) => self.e.lea_sized(!narrow, dst, base, distance),
+            (base, Some(index)) => {
+                self.e.lea_index_sized(!narrow, dst, base, index, scale, distance);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use x86::iced::{Instruction, Mnemonic};
 
 use crate::emit::{Alu, Hole, cc, reg};
 use crate::frame::{BUDGET, S, T, slot};
-use crate::memory::TLB_HOST;
+use crate::memory::TLB_DISTANCE;
 use crate::scan::Access;
 use crate::translate::{Cold, Exit, Gen};
 
@@ -73,9 +73,17 @@ impl Gen<'_> {
         let hole = self.look_up(access, 1);
         let site = self.site(insn.at, self.undo(index), Exit::Interpret);
         let flags = self.flags;
-        self.cold.push(Cold::Slow { hole, back: again, access, flags, site, stored: None });
-        self.e.load(T, T, TLB_HOST);
-        self.e.alu(Alu::Add, T, S);
+        self.cold.push(Cold::Slow {
+            hole,
+            back: again,
+            access,
+            from: None,
+            flags,
+            site,
+            stored: None,
+        });
+        self.e.load(T, T, TLB_DISTANCE);
+        self.e.alu(Alu::Add, T, from);
         self.e.lea_index(S, Some(S), reg::RCX, scale, 0);
         self.e.alu_imm(Alu::Cmp, S, 4096);
         holes.push(self.e.jcc(cc::A));

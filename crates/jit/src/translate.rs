@@ -9,7 +9,8 @@ use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Reg
 
 use crate::bmi::set_memory;
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
-use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
+use crate::fold;
+use crate::frame::{BUDGET, Elsewhere, Home, S, Stubs, T, home, slot};
 use crate::memory::{Miss, Stored, tlb_tag};
 use crate::plan::{self, Checks, Group};
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
@@ -156,11 +157,13 @@ pub(crate) struct HighByte {
 
 /// Code that is rarely run, emitted behind the rest.
 pub(crate) enum Cold {
-    /// An access that the TLB did not serve.
+    /// An access that the TLB did not serve. It goes on with the host address, or the distance there from a register and an
+    /// offset.
     Slow {
         hole: Hole,
         back: u64,
         access: Access,
+        from: Option<(u8, i32)>,
         flags: FlagState,
         site: u32,
         stored: Option<Stored>,
@@ -178,6 +181,8 @@ pub(crate) enum Cold {
     HoldX87 { hole: Hole, back: u64, flags: FlagState, site: u32 },
     /// The upper halves of the guest's YMM registers are not in the host's yet.
     HoldYmm { hole: Hole, back: u64 },
+    /// The jump table does not know where to go on.
+    Elsewhere { elsewhere: Elsewhere, site: u32 },
     /// A conditional branch was taken.
     Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
 }
@@ -227,6 +232,8 @@ pub(crate) struct Gen<'a> {
     /// S holds the distance to the host of this group.
     pub(crate) held: Option<Group>,
     pub(crate) x87: x87::Known,
+    /// By guest register: the upper half is known to be 0.
+    upper_zero: u16,
 }
 
 impl<'a> Gen<'a> {
@@ -258,6 +265,7 @@ impl<'a> Gen<'a> {
             },
             held: None,
             x87: x87::Known::default(),
+            upper_zero: 0,
         }
     }
 
@@ -278,8 +286,9 @@ impl<'a> Gen<'a> {
             let site = self.site(self.place.start, self.steps, Exit::Budget { is_loop });
             self.cold.push(Cold::Leave { holes: vec![hole], flags: FlagState::Home, site });
         }
-        for index in 0..self.trace.insns.len() {
+        for (index, insn) in self.trace.insns.iter().enumerate() {
             self.insn(index);
+            self.upper_zero = fold::upper_zero_after(insn, self.upper_zero);
         }
         match self.trace.end {
             End::Branch => {}
@@ -327,12 +336,20 @@ impl<'a> Gen<'a> {
 
     fn cold(&mut self, cold: Cold) {
         match cold {
-            Cold::Slow { hole, back, access, flags, site, stored } => {
+            Cold::Slow { hole, back, access, from, flags, site, stored } => {
                 self.e.fill(hole);
                 self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
                 self.call_slow(access, stored);
-                let done = self.e.jcc(cc::NE);
-                self.e.fill_to(done, back);
+                if let Some((base, distance)) = from {
+                    let refused = self.e.jcc(cc::E);
+                    self.e.lea(T, base, distance);
+                    self.e.alu(Alu::Sub, S, T);
+                    self.e.jmp_to(back);
+                    self.e.fill(refused);
+                } else {
+                    let done = self.e.jcc(cc::NE);
+                    self.e.fill_to(done, back);
+                }
                 self.leave_with(flags, site);
             }
             Cold::Miss(miss) => self.miss(miss),
@@ -361,6 +378,11 @@ impl<'a> Gen<'a> {
             Cold::Leave { holes, flags, site } => {
                 holes.into_iter().for_each(|hole| self.e.fill(hole));
                 self.leave_with(flags, site);
+            }
+            Cold::Elsewhere { elsewhere, site } => {
+                elsewhere.fill_with_address(&mut self.e);
+                self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
+                self.e.jmp_to(self.stubs.leave_far);
             }
             Cold::Taken { hole, flags, undo, target, at } => {
                 self.e.fill(hole);
@@ -434,11 +456,12 @@ impl<'a> Gen<'a> {
         self.leave(site);
     }
 
-    /// Goes on at the linear address in T, after the branch at `at`.
+    /// Goes on at the linear address in T, after the branch at `at`. Each has a jump of its own: the host predicts by
+    /// where that is.
     fn far(&mut self, at: u16, exit: Exit) {
         let site = self.site(at, 0, exit);
-        self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
-        self.e.jmp_to(self.stubs.far);
+        let elsewhere = self.e.jump_by_table();
+        self.cold.push(Cold::Elsewhere { elsewhere, site });
     }
 
     /// `dst` = the address at a distance from the running code's page.
@@ -709,6 +732,10 @@ impl<'a> Gen<'a> {
         if let Some(place) = place {
             set_memory(&mut ins, place);
         }
+        if place.is_none() && insn.kind == Kind::Copy {
+            fold::fold(&mut ins, insn.sets, self.upper_zero);
+        }
+        let overwrites = insn.kind == Kind::Copy && fold::overwrites(&insn.ins);
         // What is in T and in S: registers without a home, and high bytes, turned to be low ones.
         let mut scratches: [Option<Register>; 2] = [None, None];
         for number in 0..ins.op_count() {
@@ -730,6 +757,7 @@ impl<'a> Gen<'a> {
                         }
                         match at {
                             Home::Reg(r) => self.e.mov(SCRATCHES[free], r),
+                            Home::Slot(_) if number == 0 && overwrites => {}
                             Home::Slot(from) => self.e.load(SCRATCHES[free], reg::RSP, from),
                         }
                         if is_high {
@@ -1052,19 +1080,11 @@ impl<'a> Gen<'a> {
         let register = ins.op0_register();
         let number = register.number() as u8;
         if let (Home::Reg(r), 4 | 8) = (home(number), register.size()) {
-            self.effective_address(ins, r, 0);
-            if register.size() == 4 {
-                self.e.mov32(r, r);
-            }
-            return;
+            return self.effective_address(ins, r, 0, register.size() as u32);
         }
-        self.effective_address(ins, S, 0);
+        self.effective_address(ins, S, 0, register.size() as u32);
         match (register.size(), home(number)) {
-            (8, Home::Slot(at)) => self.e.store(reg::RSP, at, S),
-            (4, Home::Slot(at)) => {
-                self.e.mov32(S, S);
-                self.e.store(reg::RSP, at, S);
-            }
+            (4 | 8, Home::Slot(at)) => self.e.store(reg::RSP, at, S),
             (_, Home::Reg(r)) => self.e.mov_sized(2, RegMem::Reg(r), S),
             (_, Home::Slot(at)) => self.e.mov_sized(2, RegMem::Mem(reg::RSP, at), S),
         }

@@ -224,7 +224,7 @@ impl Gen<'_> {
         }
         if place.is_some() {
             let (held, base) = (self.held, ins.memory_base());
-            self.effective_address(&ins, T, 0);
+            self.effective_address(&ins, T, 0, 8);
             self.e.store(reg::RSP, slot::X87_OPERAND, T);
             let uses_scratch = base.is_gpr() && matches!(home(base.number() as u8), Home::Slot(_));
             self.held = held.filter(|_| !uses_scratch);
