@@ -49,7 +49,7 @@ pub(crate) mod slot {
     pub(crate) const PIN_DELTA: i32 = 64;
     /// The context and the page of the running code, in one word: `Translator::key_of`.
     pub(crate) const KEY: i32 = 72;
-    /// The distances of groups of accesses.
+    /// The host addresses of groups of accesses.
     pub(crate) const GROUPS: i32 = 80;
     /// The cells of a loop, three words each: a page's linear address, its host address, and the distance between them.
     pub(crate) const CELLS: i32 = GROUPS + 8 * crate::plan::GROUPS as i32;

@@ -104,11 +104,8 @@ mod slot_in_cell {
     pub(super) const DISTANCE: i32 = 16;
 }
 
-fn slot_of(group: Group) -> i32 {
-    match group {
-        Group::Stack => slot::PIN_DELTA,
-        Group::Slot(number) => slot::GROUPS + 8 * i32::from(number),
-    }
+fn group_slot(number: u8) -> i32 {
+    slot::GROUPS + 8 * i32::from(number)
 }
 
 impl Gen<'_> {
@@ -132,7 +129,7 @@ impl Gen<'_> {
         access: Access,
         check: Check,
     ) -> RegMem {
-        let group = match check {
+        let (place, is_aligned) = match check {
             Check::Alone => return self.alone(index, address, access),
             Check::Leader { group: Group::Stack, from, span } => {
                 self.native = false;
@@ -142,25 +139,49 @@ impl Gen<'_> {
                 let hole = self.e.jcc(cc::A);
                 let back = self.e.here();
                 self.cold.push(Cold::Repin { hole, back, span, flags: self.flags, index });
-                Group::Stack
+                (self.near_stack(address), false)
             }
-            Check::Leader { group, from, span } => {
+            Check::Leader { group: Group::Slot(number), from, span } => {
                 self.linear(address, S, from);
                 if let Some(cell) = self.new_cell() {
                     let after = AfterMiss::Plain;
-                    self.look_into_cell(index, cell, access, span, after, slot_in_cell::DISTANCE);
+                    self.look_into_cell(index, cell, access, span, after, slot_in_cell::HOST);
                 } else {
                     let hole = self.look_up(access, span);
                     self.cold.push(Cold::Plain { hole, flags: self.flags, index });
-                    self.e.load(S, T, TLB_DISTANCE);
+                    self.add_host(access);
                 }
-                self.e.store(reg::RSP, slot_of(group), S);
-                self.held = Some(group);
-                group
+                self.e.store(reg::RSP, group_slot(number), S);
+                self.held = Some(Group::Slot(number));
+                (RegMem::Mem(S, -from), false)
             }
-            Check::Follower(group) => group,
+            Check::Follower { group: Group::Stack, is_aligned, .. } => {
+                (self.near_stack(address), is_aligned)
+            }
+            Check::Follower { group: Group::Slot(number), at, is_aligned } => {
+                if self.held != Some(Group::Slot(number)) {
+                    self.e.load(S, reg::RSP, group_slot(number));
+                    self.held = Some(Group::Slot(number));
+                }
+                (RegMem::Mem(S, at), is_aligned)
+            }
         };
-        self.follow(index, address, access, group)
+        if access.aligned && !is_aligned {
+            // The page offset is the same on both sides.
+            let at = match place {
+                RegMem::Sum(base, index, distance) => {
+                    self.e.lea_index(T, Some(base), index, 0, distance);
+                    T
+                }
+                RegMem::Mem(base, distance) if distance % access.bytes as i32 != 0 => {
+                    self.e.lea(T, base, distance);
+                    T
+                }
+                RegMem::Mem(r, _) | RegMem::Reg(r) => r,
+            };
+            self.leave_unless_aligned(index, at);
+        }
+        place
     }
 
     /// An access that is checked by itself.
@@ -288,7 +309,7 @@ impl Gen<'_> {
     /// How many accesses of the trace have somebody's page to check, as far as there are cells.
     fn wanted_cells(&self) -> usize {
         let is_checked = |check: &Check| {
-            !matches!(check, Check::Follower(_) | Check::Leader { group: Group::Stack, .. })
+            !matches!(check, Check::Follower { .. } | Check::Leader { group: Group::Stack, .. })
         };
         // What a cell remembers is true in one view of the TLB.
         if self.trace.insns.iter().any(|insn| matches!(insn.kind, Kind::SetAc(_))) {
@@ -301,37 +322,19 @@ impl Gen<'_> {
         wanted.min(CELLS_MAX)
     }
 
-    /// Where an access is whose page has been checked.
-    fn follow(
-        &mut self,
-        index: usize,
-        address: Address<'_>,
-        access: Access,
-        group: Group,
-    ) -> RegMem {
-        let place = if let Some((base, distance)) = address.base() {
-            if self.held != Some(group) {
-                self.e.load(S, reg::RSP, slot_of(group));
-                self.held = Some(group);
+    /// Where an access to the pinned page is.
+    fn near_stack(&mut self, address: Address<'_>) -> RegMem {
+        if let Some((base, distance)) = address.base() {
+            if self.held != Some(Group::Stack) {
+                self.e.load(S, reg::RSP, slot::PIN_DELTA);
+                self.held = Some(Group::Stack);
             }
-            RegMem::Sum(base, S, distance)
-        } else {
-            self.linear(address, S, 0);
-            self.e.alu_mem(Alu::Add, S, reg::RSP, slot_of(group));
-            self.native = false;
-            RegMem::Mem(S, 0)
-        };
-        if access.aligned {
-            // The page offset is the same on both sides.
-            match place {
-                RegMem::Sum(base, index, distance) => {
-                    self.e.lea_index(T, Some(base), index, 0, distance)
-                }
-                _ => self.e.mov(T, S),
-            }
-            self.leave_unless_aligned(index, T);
+            return RegMem::Sum(base, S, distance);
         }
-        place
+        self.linear(address, S, 0);
+        self.e.alu_mem(Alu::Add, S, reg::RSP, slot::PIN_DELTA);
+        self.native = false;
+        RegMem::Mem(S, 0)
     }
 
     /// S = host address of the part of the memory operand that holds the bit whose number is in a guest register, T =
@@ -374,9 +377,14 @@ impl Gen<'_> {
             self.leave_unless_aligned(index, S);
         }
         let hole = self.look_up(access, access.bytes as i32);
+        self.add_host(access);
+        self.slow_path(index, hole, access, None);
+    }
+
+    /// S = host address of the place S on the page whose TLB entry is at T.
+    fn add_host(&mut self, access: Access) {
         self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
         self.e.alu_mem(Alu::Add, S, T, TLB_DISTANCE);
-        self.slow_path(index, hole, access, None);
     }
 
     /// What happens where a look-up ends at `hole`. What is emitted next finds the host address in S, or the distance there
@@ -460,13 +468,7 @@ impl Gen<'_> {
 
     /// `dst` = the offset of the memory operand, plus a distance that is 0 if the operand's own is near the
     /// limits; of 4 bytes or less only the lower half. Uses S and T; `dst` may be a register of the operand's.
-    pub(crate) fn effective_address(
-        &mut self,
-        ins: &Instruction,
-        dst: u8,
-        plus: i32,
-        bytes: u32,
-    ) {
+    pub(crate) fn effective_address(&mut self, ins: &Instruction, dst: u8, plus: i32, bytes: u32) {
         self.held = None;
         let (base, index) = (ins.memory_base(), ins.memory_index());
         let displacement = ins.memory_displacement64();

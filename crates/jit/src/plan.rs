@@ -1,8 +1,7 @@
 //! Which accesses of a trace need a check of their own.
 //!
 //! Accesses at known distances from each other form a *group*: the first one, the leader, has the whole range
-//! checked that the group may touch, and remembers how far the host's page is from the guest's; the others go
-//! straight to memory. Registers are followed symbolically, as an unknown value plus a distance, so
+//! checked that the group may touch, and remembers where it is in the host's memory; the others go straight there. Registers are followed symbolically, as an unknown value plus a distance, so
 //! pushes and pops, and frame pointers that were copied from RSP, belong to one group. Groups near RSP use the
 //! *pin*: a writable page that the TLB knows, remembered from trace to trace.
 //!
@@ -26,16 +25,17 @@ pub(crate) enum Check {
     Alone,
     /// For its whole group: `span` bytes from `from`, which is relative to its own address.
     Leader { group: Group, from: i32, span: i32 },
-    /// By its leader.
-    Follower(Group),
+    /// By its leader. It begins `at` bytes into the range, and if it has to be aligned, another access may have shown that
+    /// it is.
+    Follower { group: Group, at: i32, is_aligned: bool },
 }
 
-/// What remembers the distance from guest to host.
+/// What a group remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Group {
-    /// The pin.
+    /// The pin: the distance from guest to host.
     Stack,
-    /// A place in the frame.
+    /// In a place in the frame, the host address of its range.
     Slot(u8),
 }
 
@@ -82,7 +82,10 @@ struct Open {
     leader_at: i64,
     low: i64,
     high: i64,
-    followers: usize,
+    /// With the distance from the origin, and whether it is known to be aligned.
+    followers: Vec<((usize, Part), i64, bool)>,
+    /// The last access that was shown to be aligned to its size: its distance from the origin, and its size.
+    aligned: Option<(i64, u32)>,
 }
 
 /// The page of the running code among the unknown values, of which the registers' at the start are the first.
@@ -176,9 +179,14 @@ impl Planner {
             let (low, high) = (open.low.min(at), open.high.max(end));
             if high - low <= SPAN_MAX && (open.may_store || !access.write) {
                 (open.low, open.high) = (low, high);
-                open.followers += 1;
-                let check = Check::Follower(open.group);
-                return self.set(place, check);
+                let is_aligned = open.aligned.is_some_and(|(known, bytes)| {
+                    bytes >= access.bytes && (at - known) % i64::from(access.bytes) == 0
+                });
+                open.followers.push((place, at, is_aligned));
+                if access.aligned && !is_aligned {
+                    open.aligned = Some((at, access.bytes));
+                }
+                return;
             }
             let open = self.open.remove(known);
             self.close(&open);
@@ -211,7 +219,8 @@ impl Planner {
             leader_at: at,
             low: at,
             high: end,
-            followers: 0,
+            followers: Vec::new(),
+            aligned: access.aligned.then_some((at, access.bytes)),
         });
     }
 
@@ -223,8 +232,13 @@ impl Planner {
 
     /// Nothing more joins this group.
     fn close(&mut self, open: &Open) {
-        if open.followers == 0 && open.group != Group::Stack {
+        if open.followers.is_empty() && open.group != Group::Stack {
             return;
+        }
+        for (place, at, is_aligned) in &open.followers {
+            let at = (at - open.low) as i32;
+            let check = Check::Follower { group: open.group, at, is_aligned: *is_aligned };
+            self.set(*place, check);
         }
         let from = (open.low - open.leader_at) as i32;
         let span = (open.high - open.low) as i32;
@@ -306,22 +320,38 @@ mod tests {
     fn checks(code: &[u8]) -> (Vec<Check>, Vec<Check>) {
         let mut page = [0xf4; 4096];
         page[..code.len()].copy_from_slice(code);
-        let checks = plan(&scan(&page, 0, 0, TRACE_MAX).insns);
+        // In the mode of a system that uses SSE.
+        let checks = plan(&scan(&page, 0, 1 << 6 | 2, TRACE_MAX).insns);
         checks.into_iter().map(|checks| (checks.operand, checks.stack)).unzip()
     }
 
     const FIRST: Group = Group::Slot(0);
+
+    fn follower(group: Group, at: i32) -> Check {
+        Check::Follower { group, at, is_aligned: false }
+    }
+
+    #[test]
+    fn what_is_a_multiple_of_16_from_an_aligned_access_is_aligned() {
+        // movaps xmm0,[rdi]; movaps xmm1,[rdi+16]; movaps xmm2,[rdi+24]; movaps xmm3,[rdi+40]
+        let (operands, _) = checks(&[
+            0x0f, 0x28, 0x07, 0x0f, 0x28, 0x4f, 16, 0x0f, 0x28, 0x57, 24, 0x0f, 0x28, 0x5f, 40,
+        ]);
+        let is_aligned = |check: &Check| matches!(check, Check::Follower { is_aligned: true, .. });
+        let aligned: Vec<_> = operands.iter().map(is_aligned).collect();
+        assert_eq!(aligned, [false, true, false, true]);
+    }
 
     #[test]
     fn pushes_and_pops_are_checked_together() {
         // push rbx; push rbp; mov rbp,rsp; mov rax,[rbp+8]; pop rbp; pop rbx
         let (operands, stack) =
             checks(&[0x53, 0x55, 0x48, 0x89, 0xe5, 0x48, 0x8b, 0x45, 8, 0x5d, 0x5b]);
-        let follower = Check::Follower(Group::Stack);
+        let follower = |at| follower(Group::Stack, at);
         let leader = Check::Leader { group: Group::Stack, from: -8, span: 16 };
-        assert_eq!(stack[..2], [leader, follower]);
-        assert_eq!(operands[3], follower, "RBP is RSP at a distance");
-        assert_eq!(stack[4..], [follower, follower]);
+        assert_eq!(stack[..2], [leader, follower(0)]);
+        assert_eq!(operands[3], follower(8), "RBP is RSP at a distance");
+        assert_eq!(stack[4..], [follower(0), follower(8)]);
     }
 
     #[test]
@@ -329,7 +359,7 @@ mod tests {
         // mov rax,[rdi+16]; mov rcx,[rdi]; mov edx,[rdi+24]
         let (operands, _) = checks(&[0x48, 0x8b, 0x47, 16, 0x48, 0x8b, 0x0f, 0x8b, 0x57, 24]);
         let leader = Check::Leader { group: FIRST, from: -16, span: 28 };
-        assert_eq!(operands, [leader, Check::Follower(FIRST), Check::Follower(FIRST)]);
+        assert_eq!(operands, [leader, follower(FIRST, 0), follower(FIRST, 24)]);
     }
 
     #[test]
@@ -337,7 +367,7 @@ mod tests {
         // mov rax,[rdi]; mov [rdi+8],rax; mov rcx,[rdi+16]
         let (operands, _) = checks(&[0x48, 0x8b, 0x07, 0x48, 0x89, 0x47, 8, 0x48, 0x8b, 0x4f, 16]);
         let leader = Check::Leader { group: FIRST, from: 0, span: 16 };
-        assert_eq!(operands, [Check::Alone, leader, Check::Follower(FIRST)]);
+        assert_eq!(operands, [Check::Alone, leader, follower(FIRST, 8)]);
     }
 
     #[test]
@@ -358,7 +388,7 @@ mod tests {
             0xfc,
         ]);
         let leader = Check::Leader { group: FIRST, from: 0, span: 20 };
-        assert_eq!([operands[0], operands[3]], [leader, Check::Follower(FIRST)]);
+        assert_eq!([operands[0], operands[3]], [leader, follower(FIRST, 12)]);
     }
 
     #[test]

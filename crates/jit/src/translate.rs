@@ -229,7 +229,7 @@ pub(crate) struct Gen<'a> {
     pub(crate) cells_ready: usize,
     /// How each instruction's accesses are checked.
     pub(crate) checks: Vec<Checks>,
-    /// S holds the distance to the host of this group.
+    /// S holds what this group remembers.
     pub(crate) held: Option<Group>,
     pub(crate) x87: x87::Known,
     /// By guest register: the upper half is known to be 0.
