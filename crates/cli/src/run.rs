@@ -58,8 +58,8 @@ struct RunOptions {
     /// Let all writes to disks vanish at the end.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     snapshot: Option<bool>,
-    /// The CPU: v2 (x86-64-v2), or v3 (x86-64-v3: AVX2, BMI, FMA), with ,+aes ,+pclmulqdq or ,+sha behind it. Any
-    /// host runs any of them. [default: v2]
+    /// The CPU: v3 (x86-64-v3: AVX2, BMI, FMA), or v2 (x86-64-v2), with ,+aes ,+pclmulqdq or ,+sha behind it. Any
+    /// host runs any of them, but slowly what its own CPU lacks. [default: v3]
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
     /// RAM in MiB. [default: 512]
@@ -473,6 +473,8 @@ mod tests {
         let misspelt = read(&[file.to_str().unwrap()]);
         std::fs::remove_dir_all(&dir).unwrap();
         let config = config.unwrap();
+        let unsaid = read(&["--kernel", "k"]).unwrap();
+        assert_eq!(unsaid.cpu, CpuModel::V3, "on every host");
         assert_eq!((config.vm.0.as_str(), config.ram_bytes), ("web", 128 * MIB));
         assert_eq!(config.cpu, CpuModel { aes: true, ..CpuModel::V3 });
         assert_eq!(config.kernel, dir.join("k"));

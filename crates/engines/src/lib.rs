@@ -104,6 +104,31 @@ pub enum Unavailable {
     NotPossible(#[from] jit::NotPossible),
 }
 
+/// Says once if the translator is the engine and this host's CPU lacks what a guest of a model sees.
+pub fn warn_of_lacks(kind: EngineKind, guest: CpuModel) {
+    static WARNED: Once = Once::new();
+    if let Some(lacking) =
+        host_model().filter(|_| kind != EngineKind::Interpreter).and_then(|host| guest.beyond(host))
+    {
+        WARNED.call_once(|| {
+            log::warn!(
+                "this host's CPU lacks what the guest's has ({lacking}): such instructions are interpreted; \
+                 where all hosts are like that, a VM with --cpu v2 is faster"
+            );
+        });
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn host_model() -> Option<CpuModel> {
+    Some(jit::Translator::host_model())
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn host_model() -> Option<CpuModel> {
+    None
+}
+
 /// A translator whose translations hold at most `most` instructions: one that is given few steps at a time,
 /// because its state is looked at after each few, would never run a longer one.
 ///

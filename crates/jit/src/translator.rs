@@ -189,6 +189,12 @@ impl Translator {
         })
     }
 
+    /// What the host's CPU has of the models' instructions; all others are left to the interpreter.
+    #[must_use]
+    pub fn host_model() -> CpuModel {
+        *HOST
+    }
+
     /// Has translations of at most `most` instructions made from now on, so that the engine works where it is
     /// given few steps at a time.
     pub fn limit_traces(&mut self, most: usize) {

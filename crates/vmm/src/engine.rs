@@ -197,6 +197,7 @@ impl Engine {
         let loaded = StartState::decode(state).and_then(|start| {
             let mut machine = Machine::restore(&start.machine).map_err(|error| describe(&error))?;
             machine.set_engine(kind.make().map_err(|error| describe(&error))?);
+            engines::warn_of_lacks(kind, machine.config().cpu);
             Ok((start, machine))
         });
         let following = match loaded {

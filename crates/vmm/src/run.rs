@@ -142,6 +142,7 @@ pub fn run(config: &RunConfig) -> Result<RunReport, RunError> {
         Some(compare) => Some(engine_to_compare(compare)?),
         None => config.engine.make()?,
     };
+    engines::warn_of_lacks(config.engine, config.cpu);
     let wake = Arc::new(Wake::new()?);
     let (mailbox, post) = (Arc::<Mailbox>::default(), Post::new(wake.clone()));
     let outbox = Arc::new(Outbox::new(wake.clone()));

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CpuLevel {
     /// `x86-64-v2`: SSE4.2, POPCNT, CMPXCHG16B.
-    #[default]
     V2,
-    /// `x86-64-v3`: also AVX2, BMI1, BMI2, FMA, F16C, LZCNT and MOVBE.
+    /// `x86-64-v3`: also AVX2, BMI1, BMI2, FMA, F16C, LZCNT and MOVBE. What a VM has if nobody says otherwise, on every
+    /// host, because what it is does not depend on where it was powered on.
+    #[default]
     V3,
 }
 
@@ -123,6 +124,16 @@ impl CpuModel {
         self.bits() & part.bit() != 0
     }
 
+    /// What this model has and another lacks, in words; `None` if that is nothing.
+    #[must_use]
+    pub fn beyond(self, other: CpuModel) -> Option<String> {
+        let lacks = |part: Part| self.has(part) && !other.has(part);
+        let level = lacks(Part::V3).then_some("x86-64-v3");
+        let options = OPTIONS.iter().filter(|(_, part)| lacks(*part)).map(|(name, _)| *name);
+        let names: Vec<&str> = level.into_iter().chain(options).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+
     /// The bits of one word of CPUID that the model sets.
     pub(crate) fn cpuid_bits(self, word: Word) -> u32 {
         let shown = FEATURES.iter().filter(|it| it.word == word && self.has(it.part));
@@ -206,6 +217,13 @@ mod tests {
         for nonsense in ["", "v4", "v3,aes", "v3,+avx", "v3,", "host"] {
             assert!(nonsense.parse::<CpuModel>().is_err(), "{nonsense}");
         }
+    }
+
+    #[test]
+    fn a_model_tells_what_it_has_beyond_another() {
+        let with_aes = CpuModel { aes: true, ..CpuModel::V2 };
+        assert_eq!(CpuModel::ALL.beyond(with_aes).as_deref(), Some("x86-64-v3, pclmulqdq, sha"));
+        assert_eq!(CpuModel::V3.beyond(CpuModel::ALL), None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ const PROGRAMS_PER_WORKER: u64 = 6;
 const FUNCTION_TABLE: u64 = 0xf00;
 const FUNCTIONS: usize = 8;
 /// One program of so many is for the CPU with all that there is, the others for the base model.
-const PROGRAMS_PER_OTHER_MODEL: u64 = 4;
+const PROGRAMS_PER_OTHER_MODEL: u64 = 2;
 /// The register that counts a loop's rounds.
 const COUNTER: Register = Register::R12;
 const RSP: usize = 4;
