@@ -232,7 +232,8 @@ impl Tlb {
     pub(crate) fn writable_page(&self, base: usize, linear: u64) -> Option<(u64, u64)> {
         let entry = self.entry(base, linear);
         let page = linear & !0xfff;
-        (entry.read == page && entry.write == page).then_some((page, page.wrapping_add(entry.distance)))
+        (entry.read == page && entry.write == page)
+            .then_some((page, page.wrapping_add(entry.distance)))
     }
 
     /// The same number as before means that what could be read or written then still can.
