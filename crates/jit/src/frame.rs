@@ -8,7 +8,7 @@
 use cpu::{Rights, SecondLevel};
 
 use crate::avx;
-use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
+use crate::emit::{Alu, Emitter, RegMem, cc, reg};
 use crate::memory::{TLB_DISTANCE, TLB_RAM, TLB_WRITE};
 use crate::sides::{self, SideState, SideStubs};
 use crate::x87::{self, X87Context};
@@ -270,6 +270,8 @@ pub(crate) struct Stubs {
     pub(crate) time_stamp: u64,
     /// Jumped to with a linear address in T: goes on there if the jump table knows it, or leaves.
     pub(crate) far: u64,
+    /// The same where the entry of the jump table that S points to does not serve, but the other one of its pair may.
+    pub(crate) far_by_other: u64,
     /// Leaves, with a linear address in T to go on at.
     pub(crate) leave_far: u64,
     /// Called with a linear address in S. Pins its page if the TLB says that it may be stored to; then T is the place
@@ -286,67 +288,11 @@ pub(crate) struct Stubs {
     pub(crate) sides: SideStubs,
 }
 
-/// Entries of a jump table.
-pub(crate) const JUMPS: usize = 1 << 16;
-
-/// A link from a linear address to a translation.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Jump {
-    pub(crate) linear: u64,
-    pub(crate) context: u64,
-    pub(crate) code: u64,
-    /// What [`slot::KEY`] becomes.
-    pub(crate) key: u64,
-}
-
-/// Where in the table a linear address is.
-pub(crate) fn jump_index(linear: u64) -> usize {
-    ((linear ^ linear >> 12) & (JUMPS as u64 - 1)) as usize
-}
-
 const SAVED: [u8; 6] = [reg::RBX, reg::RBP, reg::R12, reg::R13, reg::R14, reg::R15];
 /// Registers that the slow path's callee may clobber and that hold something.
 const CALLER_SAVED: [u8; 7] = [reg::RAX, reg::RCX, reg::RDX, reg::RSI, reg::RDI, reg::R8, reg::R9];
 
-/// The ways out of [`Emitter::jump_by_table`].
-pub(crate) struct Elsewhere {
-    other_address: Hole,
-    other_context: Hole,
-}
-
-impl Elsewhere {
-    /// What is emitted next is done where the table knows nothing, with the linear address in T.
-    pub(crate) fn fill_with_address(self, e: &mut Emitter) {
-        e.fill(self.other_context);
-        e.load(T, S, 0);
-        e.fill(self.other_address);
-    }
-}
-
 impl Emitter {
-    /// Goes on at the linear address in T if the jump table knows it.
-    pub(crate) fn jump_by_table(&mut self) -> Elsewhere {
-        self.mov(S, T);
-        self.shift(5, S, 12);
-        self.alu(Alu::Xor, S, T);
-        self.alu_imm(Alu::And, S, JUMPS as i32 - 1);
-        self.shift(4, S, 5);
-        self.alu_mem(Alu::Add, S, reg::RSP, slot::JUMPS);
-        self.alu_mem(Alu::Cmp, T, S, 0);
-        let other_address = self.jcc(cc::NE);
-        self.load(T, reg::RSP, slot::CONTEXT);
-        self.alu_mem(Alu::Cmp, T, S, 8);
-        let other_context = self.jcc(cc::NE);
-        self.load(T, S, 24);
-        self.store(reg::RSP, slot::KEY, T);
-        self.load(T, S, 0);
-        self.alu_imm(Alu::And, T, -4096);
-        self.store(reg::RSP, slot::PAGE, T);
-        self.jmp_mem(S, 16);
-        Elsewhere { other_address, other_context }
-    }
-
     /// Leaves by a site.
     pub(crate) fn leave(&mut self, site: u32, exit: u64) {
         self.store_imm64(reg::RSP, slot::SITE, site as i32);
@@ -402,8 +348,9 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.jmp_reg(S);
 
     let far = e.here();
-    let elsewhere = e.jump_by_table();
-    elsewhere.fill_with_address(e);
+    e.jump_by_table().fill_with_address(e);
+    let far_by_other = e.here();
+    e.jump_by_other_entry().fill_with_address(e);
     let leave_far = e.here();
     e.store(reg::RSP, slot::TARGET, T);
 
@@ -468,6 +415,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
         slow,
         time_stamp,
         far,
+        far_by_other,
         leave_far,
         repin,
         fill_cell,

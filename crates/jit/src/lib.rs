@@ -11,6 +11,7 @@ mod emit;
 mod fold;
 mod frame;
 mod host;
+mod jumps;
 mod memory;
 mod plan;
 mod probe;

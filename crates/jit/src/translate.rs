@@ -10,7 +10,8 @@ use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Reg
 use crate::bmi::set_memory;
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::fold;
-use crate::frame::{BUDGET, Elsewhere, Home, S, Stubs, T, home, slot};
+use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
+use crate::jumps::Elsewhere;
 use crate::memory::{Miss, Stored, tlb_tag};
 use crate::plan::{self, Checks, Group};
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
@@ -382,7 +383,7 @@ impl<'a> Gen<'a> {
             Cold::Elsewhere { elsewhere, site } => {
                 elsewhere.fill_with_address(&mut self.e);
                 self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
-                self.e.jmp_to(self.stubs.leave_far);
+                self.e.jmp_to(self.stubs.far_by_other);
             }
             Cold::Taken { hole, flags, undo, target, at } => {
                 self.e.fill(hole);

@@ -9,8 +9,9 @@ use x86::{CpuModel, Rflags};
 
 use crate::cache::{CodeMemory, Nowhere};
 use crate::emit::Emitter;
-use crate::frame::{Callees, Context, JUMPS, Jump, Stubs, emit_stubs, jump_index};
+use crate::frame::{Callees, Context, Stubs, emit_stubs};
 use crate::host::{HOST, meaning_on};
+use crate::jumps::{Jump, JumpTable};
 use crate::probe::host_agrees;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
 use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Site};
@@ -58,8 +59,7 @@ pub struct Translator {
     blocks: FxHashMap<Key, Block>,
     /// What depends on each page, and what did.
     pages: FxHashMap<u64, Vec<Key>>,
-    /// A table for each address space that the TLB keeps, so that the kernel's jumps are there for all of them.
-    jumps: Box<[Jump]>,
+    jumps: JumpTable,
     context: Box<Context>,
     /// What is pinned where the TLB knows no page that may be stored to.
     nowhere: Nowhere,
@@ -131,8 +131,6 @@ struct Block {
 // they were made from.
 unsafe impl Send for Translator {}
 
-const NO_JUMP: Jump = Jump { linear: u64::MAX, context: u64::MAX, code: 0, key: 0 };
-
 impl Translator {
     /// A translator without translations.
     ///
@@ -158,7 +156,6 @@ impl Translator {
         let stubs = emit_stubs(&mut emitter, &callees);
         memory.write(0, &emitter.bytes);
         let used = emitter.bytes.len().next_multiple_of(16);
-        let jumps = vec![NO_JUMP; JUMPS * Cpu::ADDRESS_SPACES].into_boxed_slice();
         Ok(Translator {
             memory,
             used,
@@ -167,7 +164,7 @@ impl Translator {
             sites: Vec::new(),
             blocks: FxHashMap::default(),
             pages: FxHashMap::default(),
-            jumps,
+            jumps: JumpTable::new(Cpu::ADDRESS_SPACES),
             context: Box::new(Context::new()),
             nowhere: Nowhere::new()?,
             contexts: FxHashMap::default(),
@@ -220,7 +217,7 @@ impl Translator {
         self.blocks.clear();
         self.pages.clear();
         self.crossings.clear();
-        self.jumps.fill(NO_JUMP);
+        self.jumps.clear();
         self.clears += 1;
     }
 
@@ -234,7 +231,7 @@ impl Translator {
         // Walking the tables for a fetch may have changed what holds.
         let context = cpu.code_context(linear);
         let key = self.key_of(context, linear);
-        self.jumps[jump_place(cpu, linear)] = Jump { linear, context, code, key };
+        self.jumps.insert(cpu.address_space(), Jump { linear, context, code, key });
         Some((code, near))
     }
 
@@ -281,9 +278,7 @@ impl Translator {
 
     /// What a jump between pages found at a linear address before.
     fn known(&self, cpu: &Cpu, linear: u64) -> Option<u64> {
-        let jump = self.jumps[jump_place(cpu, linear)];
-        let holds = jump.linear == linear && jump.context == cpu.code_context(linear);
-        holds.then_some(jump.code)
+        self.jumps.get(cpu.address_space(), linear, cpu.code_context(linear))
     }
 
     fn block(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, place: CodePlace, plain: bool) -> Block {
@@ -448,7 +443,7 @@ impl Engine for Translator {
         let rflags = cpu.rflags();
         self.context.flags = to_home(rflags);
         self.context.budget = budget;
-        self.context.jumps = self.jumps[JUMPS * cpu.address_space()..].as_ptr() as u64;
+        self.context.jumps = self.jumps.of_space(cpu.address_space());
         self.context.fs = cpu.data_base(Seg::FS);
         self.context.gs = cpu.data_base(Seg::GS);
         self.context.rflags = rflags & !Rflags::STATUS;
@@ -604,11 +599,6 @@ impl Engine for Translator {
             }
         }
     }
-}
-
-/// Where in the tables the present address space has a linear address.
-fn jump_place(cpu: &Cpu, linear: u64) -> usize {
-    JUMPS * cpu.address_space() + jump_index(linear)
 }
 
 /// A flags register as AH and AL hold it.
