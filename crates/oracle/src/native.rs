@@ -163,6 +163,17 @@ pub fn check_host() -> Result<(), Unsupported> {
     Ok(())
 }
 
+/// Linux has the number of the CPU as the limit of a segment, which LSL tells a program; ours is 0 ([`crate::state::GDT`]).
+/// Where this process may not use that CPU, only such programs see another one.
+fn stay_on_cpu_0() {
+    // SAFETY: a set of CPUs is plain bits, and the call reads as many bytes of it as it is told.
+    unsafe {
+        let mut cpus: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(0, &mut cpus);
+        libc::sched_setaffinity(0, size_of_val(&cpus), &cpus);
+    }
+}
+
 impl Native {
     /// Maps the regions, takes over the signals and closes the kernel to the code under test. One
     /// per process, on its only thread.
@@ -170,6 +181,7 @@ impl Native {
     /// # Errors
     /// A system call was refused.
     pub fn new(template: Template) -> io::Result<Native> {
+        stay_on_cpu_0();
         let rwx = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
         let rw = libc::PROT_READ | libc::PROT_WRITE;
         map(CODE, REGION_BYTES, rwx)?;
