@@ -890,7 +890,8 @@ impl Shell {
     /// Has the machine's thread write its last and end.
     fn finish(self, ended: Ended) -> Outcome {
         let lived = !self.follows;
-        let Parts { body, hubs, post, .. } = self.parts;
+        let Parts { body, hubs, post, arbiter, .. } = self.parts;
+        let is_protected = matches!(arbiter, Arbiter::Server(_));
         let Body { mailbox, outbox, thread, nets, disks, .. } = body;
         mailbox.command(Command::Finish);
         let mut totals = None;
@@ -904,6 +905,12 @@ impl Shell {
             match item {
                 Item::Finished(found) => totals = Some(*found),
                 Item::RecordingFailed(why) => ended = Ended::RecordingFailed(why),
+                // Nobody else has to know of it first.
+                Item::Output(produced) if !is_protected => {
+                    if let Output::ConsoleOutput { console, bytes } = &*produced.output {
+                        hubs[console_index(*console)].append(produced.console_first, bytes);
+                    }
+                }
                 _ => {}
             }
         }
