@@ -35,16 +35,24 @@ const NO_JUMP: Jump = Jump { linear: u64::MAX, context: u64::MAX, code: 0, key: 
 struct Pair([Jump; 2]);
 
 /// A table for each address space that the TLB keeps, so that the kernel's jumps are there for all of them.
-pub(crate) struct JumpTable(Box<[Pair]>);
+pub(crate) struct JumpTable {
+    pairs: Box<[Pair]>,
+    /// The pairs that are not empty, as long as they are few.
+    used: Vec<u32>,
+}
+
+/// So many are emptied one by one.
+const FEW: usize = 1 << 14;
 
 impl JumpTable {
     pub(crate) fn new(spaces: usize) -> JumpTable {
-        JumpTable(vec![Pair([NO_JUMP; 2]); spaces * JUMPS / 2].into_boxed_slice())
+        let pairs = vec![Pair([NO_JUMP; 2]); spaces * JUMPS / 2].into_boxed_slice();
+        JumpTable { pairs, used: Vec::new() }
     }
 
     /// The table of an address space, as translated code reads it.
     pub(crate) fn of_space(&self, space: usize) -> u64 {
-        self.0[space * JUMPS / 2..].as_ptr() as u64
+        self.pairs[space * JUMPS / 2..].as_ptr() as u64
     }
 
     fn place(space: usize, linear: u64) -> (usize, usize) {
@@ -56,12 +64,15 @@ impl JumpTable {
     pub(crate) fn get(&self, space: usize, linear: u64, context: u64) -> Option<u64> {
         let (pair, _) = JumpTable::place(space, linear);
         let known = |jump: &&Jump| jump.linear == linear && jump.context == context;
-        self.0[pair].0.iter().find(known).map(|jump| jump.code)
+        self.pairs[pair].0.iter().find(known).map(|jump| jump.code)
     }
 
     pub(crate) fn insert(&mut self, space: usize, jump: Jump) {
-        let (pair, first) = JumpTable::place(space, jump.linear);
-        let pair = &mut self.0[pair].0;
+        let (index, first) = JumpTable::place(space, jump.linear);
+        let pair = &mut self.pairs[index].0;
+        if self.used.len() < FEW && pair.iter().all(|jump| jump.linear == NO_JUMP.linear) {
+            self.used.push(index as u32);
+        }
         if pair[first].linear != jump.linear && pair[first].linear != NO_JUMP.linear {
             pair[first ^ 1] = pair[first];
         }
@@ -69,7 +80,13 @@ impl JumpTable {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.0.fill(Pair([NO_JUMP; 2]));
+        let empty = Pair([NO_JUMP; 2]);
+        if self.used.len() < FEW {
+            self.used.drain(..).for_each(|index| self.pairs[index as usize] = empty);
+        } else {
+            self.pairs.fill(empty);
+            self.used.clear();
+        }
     }
 }
 
@@ -140,6 +157,23 @@ mod tests {
         assert_eq!((table.get(1, one, 7), table.get(1, other, 7)), (Some(300), Some(200)));
         table.clear();
         assert_eq!(table.get(1, one, 7), None);
+    }
+
+    #[test]
+    fn nothing_is_known_after_clearing_however_many_there_were() {
+        for count in [1, FEW as u64 + 10] {
+            let mut table = JumpTable::new(1);
+            for round in 0..2 {
+                let linear = |number: u64| number * 16;
+                for number in 0..count {
+                    let (linear, code) = (linear(number), round);
+                    table.insert(0, Jump { linear, context: 7, code, key: 0 });
+                }
+                assert_eq!(table.get(0, linear(count - 1), 7), Some(round));
+                table.clear();
+                assert!((0..count).all(|number| table.get(0, linear(number), 7).is_none()));
+            }
+        }
     }
 
     #[test]
