@@ -62,7 +62,7 @@ struct Value {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Origin {
     base: u32,
-    /// With the scale.
+    /// With the scale. Beside [`PAGE`] the number of pages from there.
     index: Option<(u32, u32)>,
 }
 
@@ -155,7 +155,8 @@ impl Planner {
             return None;
         }
         if base == Register::RIP {
-            return Some((Origin { base: PAGE, index: None }, displacement));
+            let index = Some(((displacement >> 12) as u32, 0));
+            return Some((Origin { base: PAGE, index }, displacement));
         }
         if base.size() != 8 || index != Register::None && index.size() != 8 {
             return None;
@@ -174,10 +175,16 @@ impl Planner {
     fn access(&mut self, place: (usize, Part), origin: Origin, at: i64, access: Access) {
         let is_stack = origin.index.is_none() && origin.base == self.values[4].unknown;
         let end = at + i64::from(access.bytes);
+        // Where on its page it is, is known then.
+        let is_placed = origin.base == PAGE;
+        if is_placed && at >> 12 != (end - 1) >> 12 {
+            return;
+        }
         if let Some(known) = self.open.iter().position(|open| open.origin == origin) {
             let open = &mut self.open[known];
             let (low, high) = (open.low.min(at), open.high.max(end));
-            if high - low <= SPAN_MAX && (open.may_store || !access.write) {
+            let may_join = is_placed || high - low <= SPAN_MAX;
+            if may_join && (open.may_store || !access.write) {
                 (open.low, open.high) = (low, high);
                 let is_aligned = open.aligned.is_some_and(|(known, bytes)| {
                     bytes >= access.bytes && (at - known) % i64::from(access.bytes) == 0
@@ -360,6 +367,18 @@ mod tests {
         let (operands, _) = checks(&[0x48, 0x8b, 0x47, 16, 0x48, 0x8b, 0x0f, 0x8b, 0x57, 24]);
         let leader = Check::Leader { group: FIRST, from: -16, span: 28 };
         assert_eq!(operands, [leader, follower(FIRST, 0), follower(FIRST, 24)]);
+    }
+
+    #[test]
+    fn what_is_near_the_code_is_checked_once_for_a_page() {
+        // mov rax,[rip+0x1800]; mov rax,[rip+0x17f0]; mov rax,[rip+0x1000]; mov rax,[rip+0x2fe0]; mov rax,[rip+0x17d8]
+        let load = |at: u32| [&[0x48, 0x8b, 0x05][..], &at.to_le_bytes()].concat();
+        let code = [0x1800, 0x17f0, 0x1000, 0x2fe0, 0x17d8].map(load).concat();
+        let (operands, _) = checks(&code);
+        let leader = Check::Leader { group: FIRST, from: -0x7f2, span: 0x7fa };
+        assert_eq!(operands[..3], [leader, follower(FIRST, 0x7e9), follower(FIRST, 0)]);
+        // The fourth reaches into the next page.
+        assert_eq!(operands[3..], [Check::Alone, follower(FIRST, 0x7e6)]);
     }
 
     #[test]
