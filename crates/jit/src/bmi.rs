@@ -4,9 +4,10 @@
 use x86::iced::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::emit::{RegMem, reg};
+use crate::fold::put;
 use crate::frame::{Home, S, T, home};
 use crate::scan::{Kind, is_memory_reachable};
-use crate::translate::{FlagState, Gen, sized_register};
+use crate::translate::{FlagState, Gen, set_memory, sized_register};
 
 /// What an instruction writes to the flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +65,7 @@ impl Gen<'_> {
             let host = match home(register.full_register().number() as u8) {
                 Home::Reg(r) => r,
                 Home::Slot(at) if number == memory_form => {
-                    ins.set_op_kind(number, OpKind::Memory);
-                    set_memory(&mut ins, RegMem::Mem(reg::RSP, at));
+                    put(&mut ins, number, at);
                     continue;
                 }
                 Home::Slot(at) if number < results => {
@@ -146,18 +146,4 @@ fn rm_operand(ins: &Instruction) -> u32 {
         Mnemonic::Andn | Mnemonic::Mulx | Mnemonic::Pdep | Mnemonic::Pext => 2,
         _ => 1,
     }
-}
-
-/// Has the memory operand at a place of the host's.
-pub(crate) fn set_memory(ins: &mut Instruction, place: RegMem) {
-    let (base, index, distance) = match place {
-        RegMem::Mem(base, distance) => (base, None, distance),
-        RegMem::Sum(base, index, distance) => (base, Some(index), distance),
-        RegMem::Reg(_) => return,
-    };
-    ins.set_memory_base(sized_register(base, 8));
-    ins.set_memory_index(index.map_or(Register::None, |it| sized_register(it, 8)));
-    ins.set_memory_index_scale(1);
-    ins.set_memory_displacement64(distance as u64);
-    ins.set_memory_displ_size(u32::from(distance != 0));
 }

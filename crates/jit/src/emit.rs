@@ -513,6 +513,20 @@ impl Emitter {
         self.raw(&[0x3c, 0x81, 0x9e]);
     }
 
+    /// `dst` = OF of the flags at home, where it is in RFLAGS.
+    pub(crate) fn overflow_from_home(&mut self, dst: u8) {
+        self.mov(dst, reg::RAX);
+        self.alu_imm(Alu::And, dst, 1);
+        self.shift(4, dst, 11);
+    }
+
+    /// `dst` = SF, ZF, AF, PF and CF of the flags at home, where they are in RFLAGS.
+    pub(crate) fn others_from_home(&mut self, dst: u8) {
+        self.mov(dst, reg::RAX);
+        self.shift(5, dst, 8);
+        self.alu_imm(Alu::And, dst, 0xd5);
+    }
+
     /// `setc al`.
     pub(crate) fn carry_to_al(&mut self) {
         self.raw(&[0x0f, 0x92, 0xc0]);

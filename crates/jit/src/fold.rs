@@ -3,8 +3,10 @@
 
 use x86::iced::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 
+use crate::emit::{RegMem, reg};
 use crate::frame::{Home, home};
-use crate::scan::{Insn, Kind, is_high_byte};
+use crate::scan::{Insn, Kind, is_high_byte, is_set_or_move_on_condition};
+use crate::translate::set_memory;
 
 /// The slot and the number of a guest register that has no host register.
 fn slot_of(register: Register) -> Option<(i32, u8)> {
@@ -26,7 +28,7 @@ fn register(ins: &Instruction, operand: u32) -> Option<Register> {
 /// Makes a slot the operand that may be memory, if the instruction, which has none in memory, has one and that may be a
 /// slot. `upper_zero` has a bit set for each register whose upper half is known to be 0.
 pub(crate) fn fold(ins: &mut Instruction, sets: u16, upper_zero: u16) {
-    if !is_simple(ins.mnemonic()) || overwrites_itself(ins) {
+    if !is_simple(ins) || overwrites_itself(ins) {
         return;
     }
     let (target, source) = (register(ins, 0), register(ins, 1));
@@ -53,20 +55,17 @@ pub(crate) fn fold(ins: &mut Instruction, sets: u16, upper_zero: u16) {
     }
 }
 
-fn put(ins: &mut Instruction, operand: u32, at: i32) {
+/// Makes a slot the operand, which may be memory.
+pub(crate) fn put(ins: &mut Instruction, operand: u32, at: i32) {
     ins.set_op_kind(operand, OpKind::Memory);
-    ins.set_memory_base(Register::RSP);
-    ins.set_memory_index(Register::None);
-    ins.set_memory_index_scale(1);
-    ins.set_memory_displacement64(at as u64);
-    ins.set_memory_displ_size(u32::from(at != 0));
+    set_memory(ins, RegMem::Mem(reg::RSP, at));
 }
 
 /// Instructions that mean the same with memory in the place of a register.
-fn is_simple(mnemonic: Mnemonic) -> bool {
+fn is_simple(ins: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(
-        mnemonic,
+        ins.mnemonic(),
         Mov | Add
             | Or
             | Adc
@@ -91,46 +90,7 @@ fn is_simple(mnemonic: Mnemonic) -> bool {
             | Popcnt
             | Cvtsi2sd
             | Cvtsi2ss
-    ) || is_conditional(mnemonic)
-}
-
-fn is_conditional(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    matches!(
-        mnemonic,
-        Cmova
-            | Cmovae
-            | Cmovb
-            | Cmovbe
-            | Cmove
-            | Cmovg
-            | Cmovge
-            | Cmovl
-            | Cmovle
-            | Cmovne
-            | Cmovno
-            | Cmovnp
-            | Cmovns
-            | Cmovo
-            | Cmovp
-            | Cmovs
-            | Seta
-            | Setae
-            | Setb
-            | Setbe
-            | Sete
-            | Setg
-            | Setge
-            | Setl
-            | Setle
-            | Setne
-            | Setno
-            | Setnp
-            | Setns
-            | Seto
-            | Setp
-            | Sets
-    )
+    ) || is_set_or_move_on_condition(ins)
 }
 
 /// True if operand 0 is written and its value before does not matter.

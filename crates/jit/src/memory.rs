@@ -56,10 +56,8 @@ pub(crate) struct Stored {
 enum AfterMiss {
     /// In the plain translation: it speaks for others.
     Plain,
-    /// By the slow path, with the host address in S.
-    Host,
-    /// By the slow path, with the distance to the host in S; the address is a register's value and this.
-    Distance(u8, i32),
+    /// By the slow path, with the host address in S, or the distance there from a register and an offset.
+    Slow(Option<(u8, i32)>),
 }
 
 /// The linear address of an access.
@@ -144,8 +142,7 @@ impl Gen<'_> {
             Check::Leader { group: Group::Slot(number), from, span } => {
                 self.linear(address, S, from);
                 if let Some(cell) = self.new_cell() {
-                    let after = AfterMiss::Plain;
-                    self.look_into_cell(index, cell, access, span, after, slot_in_cell::HOST);
+                    self.look_into_cell(index, cell, access, span, AfterMiss::Plain);
                 } else {
                     let hole = self.look_up(access, span);
                     self.cold.push(Cold::Plain { hole, flags: self.flags, index });
@@ -187,28 +184,18 @@ impl Gen<'_> {
     /// An access that is checked by itself.
     fn alone(&mut self, index: usize, address: Address<'_>, access: Access) -> RegMem {
         let near = address.base().filter(|_| !access.aligned && !address.has_segment_base());
+        let place =
+            near.map_or(RegMem::Mem(S, 0), |(base, distance)| RegMem::Sum(base, S, distance));
         self.linear(address, S, 0);
         let Some(cell) = self.new_cell() else {
-            if let Some((base, distance)) = near {
-                let hole = self.look_up(access, access.bytes as i32);
-                self.e.load(S, T, TLB_DISTANCE);
-                self.slow_path(index, hole, access, near);
-                return RegMem::Sum(base, S, distance);
-            }
-            self.check(index, access);
-            return RegMem::Mem(S, 0);
+            self.check(index, access, near);
+            return place;
         };
         if access.aligned {
             self.leave_unless_aligned(index, S);
         }
-        let span = access.bytes as i32;
-        if let Some((base, distance)) = near {
-            let after = AfterMiss::Distance(base, distance);
-            self.look_into_cell(index, cell, access, span, after, slot_in_cell::DISTANCE);
-            return RegMem::Sum(base, S, distance);
-        }
-        self.look_into_cell(index, cell, access, span, AfterMiss::Host, slot_in_cell::HOST);
-        RegMem::Mem(S, 0)
+        self.look_into_cell(index, cell, access, access.bytes as i32, AfterMiss::Slow(near));
+        place
     }
 
     /// A cell of its own for an access of a loop, as long as there are any: its place in the frame.
@@ -219,8 +206,8 @@ impl Gen<'_> {
         })
     }
 
-    /// S = what `wanted` of the cell says for `span` bytes at the linear address in S: the distance to the host, or with
-    /// the place on the page the host address. Uses T and RFLAGS.
+    /// S = host address for `span` bytes at the linear address in S, or the distance there, as it would be after a miss.
+    /// Uses T and RFLAGS.
     fn look_into_cell(
         &mut self,
         index: usize,
@@ -228,7 +215,6 @@ impl Gen<'_> {
         access: Access,
         span: i32,
         after: AfterMiss,
-        wanted: i32,
     ) {
         self.native = false;
         self.held = None;
@@ -236,10 +222,10 @@ impl Gen<'_> {
         self.e.alu_imm(Alu::Cmp, S, 4096 - span);
         let hole = self.e.jcc(cc::A);
         let back = self.e.here();
-        if wanted == slot_in_cell::HOST {
-            self.e.alu_mem(Alu::Add, S, reg::RSP, cell + wanted);
+        if let AfterMiss::Slow(Some(_)) = after {
+            self.e.load(S, reg::RSP, cell + slot_in_cell::DISTANCE);
         } else {
-            self.e.load(S, reg::RSP, cell + wanted);
+            self.e.alu_mem(Alu::Add, S, reg::RSP, cell + slot_in_cell::HOST);
         }
         let done = self.e.here();
         let flags = self.flags;
@@ -265,19 +251,17 @@ impl Gen<'_> {
         self.e.alu_mem(Alu::Add, S, reg::RSP, cell);
         self.e.fill(unknown);
         let (at, undo) = (self.trace.insns[index].at, self.undo(index));
-        if let AfterMiss::Plain = after {
-            self.go_plain(flags, index);
-        } else {
-            self.call_slow(access, stored);
-            let refused = self.e.jcc(cc::E);
-            if let AfterMiss::Distance(base, distance) = after {
-                self.e.lea(T, base, distance);
-                self.e.alu(Alu::Sub, S, T);
+        match after {
+            AfterMiss::Plain => self.go_plain(flags, index),
+            AfterMiss::Slow(from) => {
+                self.call_slow(access, stored);
+                let refused = self.e.jcc(cc::E);
+                self.see_from(from);
+                self.e.jmp_to(done);
+                self.e.fill(refused);
+                let site = self.site(at, undo, Exit::Interpret);
+                self.leave_with(flags, site);
             }
-            self.e.jmp_to(done);
-            self.e.fill(refused);
-            let site = self.site(at, undo, Exit::Interpret);
-            self.leave_with(flags, site);
         }
         self.e.fill(too_many);
         let site = self.site(at, undo, Exit::Misses { steps_a_round: self.steps });
@@ -351,7 +335,7 @@ impl Gen<'_> {
         }
         self.e.shift(7, T, 64 - bits + bits.trailing_zeros() as u8);
         self.e.lea_index(S, Some(S), T, access.bytes.trailing_zeros() as u8, 0);
-        self.check(index, access);
+        self.check(index, access, None);
         self.bit_number(number);
         self.e.alu_imm(Alu::And, T, i32::from(bits) - 1);
     }
@@ -372,13 +356,27 @@ impl Gen<'_> {
     }
 
     /// S = host address for an access at the linear address in S by instruction `index`. Uses T and RFLAGS.
-    fn check(&mut self, index: usize, access: Access) {
+    /// With `near`, the distance there from a register and an offset.
+    fn check(&mut self, index: usize, access: Access, near: Option<(u8, i32)>) {
         if access.aligned {
             self.leave_unless_aligned(index, S);
         }
         let hole = self.look_up(access, access.bytes as i32);
-        self.add_host(access);
-        self.slow_path(index, hole, access, None);
+        if near.is_some() {
+            self.e.load(S, T, TLB_DISTANCE);
+        } else {
+            self.add_host(access);
+        }
+        let back = self.e.here();
+        self.slow_path(index, hole, back, access, near);
+    }
+
+    /// Of a host address in S, makes the distance from a register and an offset, if that is wanted. T is lost.
+    pub(crate) fn see_from(&mut self, from: Option<(u8, i32)>) {
+        if let Some((base, distance)) = from {
+            self.e.lea(T, base, distance);
+            self.e.alu(Alu::Sub, S, T);
+        }
     }
 
     /// S = host address of the place S on the page whose TLB entry is at T.
@@ -387,10 +385,16 @@ impl Gen<'_> {
         self.e.alu_mem(Alu::Add, S, T, TLB_DISTANCE);
     }
 
-    /// What happens where a look-up ends at `hole`. What is emitted next finds the host address in S, or the distance there
-    /// from a register and an offset.
-    fn slow_path(&mut self, index: usize, hole: Hole, access: Access, from: Option<(u8, i32)>) {
-        let back = self.e.here();
+    /// What happens where a look-up ends at `hole`: goes on at `back` with the host address in S, or the distance there from a
+    /// register and an offset.
+    pub(crate) fn slow_path(
+        &mut self,
+        index: usize,
+        hole: Hole,
+        back: u64,
+        access: Access,
+        from: Option<(u8, i32)>,
+    ) {
         let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
         let flags = self.flags;
         self.cold.push(Cold::Slow { hole, back, access, from, flags, site, stored: None });

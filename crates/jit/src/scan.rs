@@ -102,6 +102,24 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// True for what looks first whether the running code may do it, and is the interpreter's if not.
+    fn asks_first(self) -> bool {
+        matches!(
+            self,
+            Kind::Cli
+                | Kind::Sti
+                | Kind::SwapGs
+                | Kind::SetAc(_)
+                | Kind::Syscall
+                | Kind::Sysret
+                | Kind::ReadBase(_)
+                | Kind::WriteBase(_)
+                | Kind::ReadControl(_)
+                | Kind::Invlpg
+                | Kind::TimeStamp
+        )
+    }
+
     /// True for branches that the trace does not follow wherever they lead.
     fn ends_trace(self) -> bool {
         matches!(
@@ -297,41 +315,23 @@ fn understand(
         },
         Kind::Nop
         | Kind::PushFlags
-        | Kind::Cli
-        | Kind::Sti
-        | Kind::SwapGs
-        | Kind::SetAc(_)
-        | Kind::Syscall
-        | Kind::Sysret
-        | Kind::ReadBase(_)
-        | Kind::WriteBase(_)
-        | Kind::ReadControl(_)
-        | Kind::Invlpg
         | Kind::Cld
         | Kind::LoadMxcsr
         | Kind::Repeat
-        | Kind::TimeStamp
-        | Kind::Selector => (reads, writes) = (0, 0),
+        | Kind::Selector => {
+            (reads, writes) = (0, 0);
+        }
+        _ if kind.asks_first() => (reads, writes) = (0, 0),
         Kind::X87(x87::Role::CompareFlags) | Kind::Bmi(Some(_)) => writes = ALL_FLAGS,
         Kind::Bmi(None) => writes = 0,
         _ => {}
     }
     let exits = access.is_some()
+        || kind.asks_first()
         || matches!(
             kind,
             Kind::Push
                 | Kind::PushFlags
-                | Kind::Cli
-                | Kind::Sti
-                | Kind::SwapGs
-                | Kind::SetAc(_)
-                | Kind::Syscall
-                | Kind::Sysret
-                | Kind::ReadBase(_)
-                | Kind::WriteBase(_)
-                | Kind::ReadControl(_)
-                | Kind::Invlpg
-                | Kind::TimeStamp
                 | Kind::Repeat
                 | Kind::Pop
                 | Kind::Leave
@@ -595,7 +595,7 @@ pub(crate) fn is_memory_reachable(ins: &Instruction) -> bool {
 }
 
 /// SETcc and CMOVcc.
-fn is_set_or_move_on_condition(ins: &Instruction) -> bool {
+pub(crate) fn is_set_or_move_on_condition(ins: &Instruction) -> bool {
     ins.condition_code() != ConditionCode::None
         && ins.flow_control() == FlowControl::Next
         && matches!(ins.cpuid_features(), [CpuidFeature::INTEL386] | [CpuidFeature::CMOV])

@@ -168,13 +168,9 @@ pub(crate) fn emit_stubs(e: &mut Emitter, far: u64) -> SideStubs {
     let syscall = e.here();
     let Home::Slot(r11) = home(11) else { unreachable!("R11 is in the frame") };
     e.load(T, reg::RSP, slot::RFLAGS);
-    e.mov(S, reg::RAX);
-    e.alu_imm(Alu::And, S, 1);
-    e.shift(4, S, 11);
+    e.overflow_from_home(S);
     e.alu(Alu::Or, T, S);
-    e.mov(S, reg::RAX);
-    e.shift(5, S, 8);
-    e.alu_imm(Alu::And, S, 0xd5);
+    e.others_from_home(S);
     e.alu(Alu::Or, T, S);
     e.store(reg::RSP, r11, T);
     e.load(S, reg::RSP, slot::SHARED);
@@ -299,8 +295,7 @@ impl Gen<'_> {
 
     fn go_to_side(&mut self, at: u16, stub: u64) {
         let site = self.site(at, 0, Exit::Indirect { rsp: 0 });
-        self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
-        self.e.jmp_to(stub);
+        self.e.leave(site, stub);
     }
 
     /// MOV from a control register, by its place in [`Context::control`].
@@ -326,12 +321,7 @@ impl Gen<'_> {
         self.leave_unless(index, slot::MAY + may::BASES);
         self.held = None;
         let value = self.in_register(number, S);
-        self.e.mov(T, value);
-        self.e.shift(7, T, 47);
-        self.e.alu_imm(Alu::Add, T, 1);
-        self.e.alu_imm(Alu::Cmp, T, 1);
-        let hole = self.e.jcc(cc::A);
-        self.leave_before(index, vec![hole]);
+        self.leave_unless_canonical(index, value, T);
         self.e.store(reg::RSP, base, value);
     }
 }

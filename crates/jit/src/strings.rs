@@ -7,7 +7,7 @@ use crate::emit::{Alu, Hole, cc, reg};
 use crate::frame::{BUDGET, S, T, slot};
 use crate::memory::TLB_DISTANCE;
 use crate::scan::Access;
-use crate::translate::{Cold, Exit, Gen};
+use crate::translate::Gen;
 
 impl Gen<'_> {
     /// REP MOVS or REP STOS, instruction `index`.
@@ -64,24 +64,13 @@ impl Gen<'_> {
     /// T = host address of RCX elements at the linear address in `from`, at most a page of them, if no branch
     /// is taken: if they are on one page and may be accessed. Uses S.
     fn element_page(&mut self, index: usize, from: u8, write: bool, holes: &mut Vec<Hole>) {
-        let insn = &self.trace.insns[index];
-        let scale = element(&insn.ins).0.trailing_zeros() as u8;
+        let scale = element(&self.trace.insns[index].ins).0.trailing_zeros() as u8;
         let again = self.e.here();
         self.e.mov(S, from);
         // The first element is accessed next, whoever does it.
         let access = Access { bytes: 1, write, aligned: false };
         let hole = self.look_up(access, 1);
-        let site = self.site(insn.at, self.undo(index), Exit::Interpret);
-        let flags = self.flags;
-        self.cold.push(Cold::Slow {
-            hole,
-            back: again,
-            access,
-            from: None,
-            flags,
-            site,
-            stored: None,
-        });
+        self.slow_path(index, hole, again, access, None);
         self.e.load(T, T, TLB_DISTANCE);
         self.e.alu(Alu::Add, T, from);
         self.e.lea_index(S, Some(S), reg::RCX, scale, 0);

@@ -7,7 +7,6 @@
 
 use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 
-use crate::bmi::set_memory;
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::fold;
 use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
@@ -335,16 +334,25 @@ impl<'a> Gen<'a> {
         self.cold.push(Cold::Leave { holes, flags: self.flags, site });
     }
 
+    /// Leaves before instruction `index` unless an address is canonical. Clobbers `scratch`.
+    pub(crate) fn leave_unless_canonical(&mut self, index: usize, address: u8, scratch: u8) {
+        self.e.mov(scratch, address);
+        self.e.shift(7, scratch, 47);
+        self.e.alu_imm(Alu::Add, scratch, 1);
+        self.e.alu_imm(Alu::Cmp, scratch, 1);
+        let hole = self.e.jcc(cc::A);
+        self.leave_before(index, vec![hole]);
+    }
+
     fn cold(&mut self, cold: Cold) {
         match cold {
             Cold::Slow { hole, back, access, from, flags, site, stored } => {
                 self.e.fill(hole);
                 self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
                 self.call_slow(access, stored);
-                if let Some((base, distance)) = from {
+                if from.is_some() {
                     let refused = self.e.jcc(cc::E);
-                    self.e.lea(T, base, distance);
-                    self.e.alu(Alu::Sub, S, T);
+                    self.see_from(from);
                     self.e.jmp_to(back);
                     self.e.fill(refused);
                 } else {
@@ -382,8 +390,7 @@ impl<'a> Gen<'a> {
             }
             Cold::Elsewhere { elsewhere, site } => {
                 elsewhere.fill_with_address(&mut self.e);
-                self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
-                self.e.jmp_to(self.stubs.far_by_other);
+                self.e.leave(site, self.stubs.far_by_other);
             }
             Cold::Taken { hole, flags, undo, target, at } => {
                 self.e.fill(hole);
@@ -1058,14 +1065,9 @@ impl<'a> Gen<'a> {
         let top = self.stack(index, 4, -8, true);
         self.e.load(T, reg::RSP, slot::RFLAGS);
         self.e.mov_sized(8, top, T);
-        self.e.mov(T, reg::RAX);
-        self.e.alu_imm(Alu::And, T, 1);
-        self.e.shift(4, T, 11);
+        self.e.overflow_from_home(T);
         self.e.or_sized(8, top, T);
-        self.e.mov(T, reg::RAX);
-        self.e.shift(5, T, 8);
-        // Of what LAHF leaves: SF, ZF, AF, PF, CF.
-        self.e.alu_imm(Alu::And, T, 0xd5);
+        self.e.others_from_home(T);
         self.e.or_sized(8, top, T);
         self.e.lea(reg::R9, reg::R9, -8);
     }
@@ -1114,12 +1116,7 @@ impl<'a> Gen<'a> {
             // The push must not happen if the branch faults, as it does for an address that is not
             // canonical.
             self.held = None;
-            self.e.mov(S, T);
-            self.e.shift(7, S, 47);
-            self.e.alu_imm(Alu::Add, S, 1);
-            self.e.alu_imm(Alu::Cmp, S, 1);
-            let hole = self.e.jcc(cc::A);
-            self.leave_before(index, vec![hole]);
+            self.leave_unless_canonical(index, T, S);
             self.e.store(reg::RSP, slot::TARGET, T);
         }
         let top = self.stack(index, 4, -8, true);
@@ -1152,6 +1149,20 @@ fn at_home(number: u8) -> RegMem {
 /// The condition of a conditional branch, as the opcode map numbers it. iced has the same order, after `None`.
 fn condition(ins: &Instruction) -> u8 {
     ins.condition_code() as u8 - 1
+}
+
+/// Has the memory operand at a place of the host's.
+pub(crate) fn set_memory(ins: &mut Instruction, place: RegMem) {
+    let (base, index, distance) = match place {
+        RegMem::Mem(base, distance) => (base, None, distance),
+        RegMem::Sum(base, index, distance) => (base, Some(index), distance),
+        RegMem::Reg(_) => return,
+    };
+    ins.set_memory_base(sized_register(base, 8));
+    ins.set_memory_index(index.map_or(Register::None, |it| sized_register(it, 8)));
+    ins.set_memory_index_scale(1);
+    ins.set_memory_displacement64(distance as u64);
+    ins.set_memory_displ_size(u32::from(distance != 0));
 }
 
 pub(crate) fn sized_register(number: u8, bytes: usize) -> Register {
