@@ -549,11 +549,10 @@ impl Shell {
                 self.parts.body.in_flight.push(flight);
                 OutputKind::DiskRequest
             }
-            Output::ConsoleOutput { console, bytes } => {
+            Output::ConsoleOutput { .. } => {
                 if self.follows {
                     // What is in the log is acknowledged: clients may see it wherever they look.
-                    let hub = &self.parts.hubs[console_index(*console)];
-                    hub.append(produced.console_first, bytes);
+                    show(&self.parts.hubs, &produced);
                 }
                 OutputKind::Message
             }
@@ -797,9 +796,7 @@ impl Shell {
         let body = &mut self.parts.body;
         match &*produced.output {
             Output::FramesSent { nic, frames } => body.nets.send(*nic, frames),
-            Output::ConsoleOutput { console, bytes } => {
-                self.parts.hubs[console_index(*console)].append(produced.console_first, bytes);
-            }
+            Output::ConsoleOutput { .. } => show(&self.parts.hubs, produced),
             Output::DiskRequest { disk, request, .. } => {
                 let found = body.in_flight.iter_mut().find(|flight| flight.is(*disk, *request));
                 let (Some(flight), Some(disks)) = (found, &body.disks) else { return };
@@ -906,11 +903,7 @@ impl Shell {
                 Item::Finished(found) => totals = Some(*found),
                 Item::RecordingFailed(why) => ended = Ended::RecordingFailed(why),
                 // Nobody else has to know of it first.
-                Item::Output(produced) if !is_protected => {
-                    if let Output::ConsoleOutput { console, bytes } = &*produced.output {
-                        hubs[console_index(*console)].append(produced.console_first, bytes);
-                    }
-                }
+                Item::Output(produced) if !is_protected => show(&hubs, &produced),
                 _ => {}
             }
         }
@@ -1091,6 +1084,13 @@ pub(crate) fn destination(mailbox: &Arc<Mailbox>, post: &Arc<Post>) -> Destinati
     let post = post.clone();
     let news = Arc::new(move |news| post.put(Event::Disks(news)));
     Destination { mailbox: mailbox.clone(), news }
+}
+
+/// Has people see an output, if it is a console's.
+fn show(hubs: &[Arc<ConsoleHub>; 2], produced: &Produced) {
+    if let Output::ConsoleOutput { console, bytes } = &*produced.output {
+        hubs[console_index(*console)].append(produced.console_first, bytes);
+    }
 }
 
 fn submit(disks: &OpenDisks, output: &Output) {
