@@ -5,13 +5,25 @@ use std::io;
 use std::ptr::NonNull;
 
 const PAGE_BYTES: usize = 4096;
+/// A huge page of the host.
+const HUGE_BYTES: usize = 2 << 20;
 
 /// A code cache of fixed size.
 #[derive(Debug)]
 pub(crate) struct CodeMemory {
-    write: NonNull<u8>,
-    run: NonNull<u8>,
+    write: Area,
+    run: Area,
     len: usize,
+    /// So much from the start was written to, or made huge pages of as far as the host does that.
+    ready: usize,
+}
+
+/// A mapping that begins where a huge page can.
+#[derive(Debug)]
+struct Area {
+    base: NonNull<u8>,
+    /// What was mapped around it.
+    reserved: (NonNull<u8>, usize),
 }
 
 // SAFETY: both mappings are owned by this value alone, and moving it moves every access with it.
@@ -35,15 +47,9 @@ impl CodeMemory {
         if unsafe { libc::ftruncate(fd, len as libc::off_t) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        let write = map(fd, len, libc::PROT_READ | libc::PROT_WRITE)?;
-        match map(fd, len, libc::PROT_READ | libc::PROT_EXEC) {
-            Ok(run) => Ok(CodeMemory { write, run, len }),
-            Err(error) => {
-                // SAFETY: the mapping was made above and nobody else knows it.
-                unsafe { libc::munmap(write.as_ptr().cast(), len) };
-                Err(error)
-            }
-        }
+        let write = Area::new(fd, len, libc::PROT_READ | libc::PROT_WRITE)?;
+        let run = Area::new(fd, len, libc::PROT_READ | libc::PROT_EXEC)?;
+        Ok(CodeMemory { write, run, len, ready: 0 })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -52,17 +58,38 @@ impl CodeMemory {
 
     /// The address at which the code runs.
     pub(crate) fn base(&self) -> u64 {
-        self.run.as_ptr() as u64
+        self.run.base.as_ptr() as u64
+    }
+
+    /// Asks for huge pages for what is about to be written for the first time: translations are many and short, and
+    /// jump to each other. A kernel that has none (before Linux 6.1, or where memory is short) refuses, and
+    /// nothing depends on it.
+    fn prepare(&mut self, end: usize) {
+        while self.ready < end {
+            let len = HUGE_BYTES.min(self.len - self.ready);
+            for area in [&self.write, &self.run] {
+                // SAFETY: inside both mappings. A page has to be there already for the kernel to begin with; reading
+                // gives it one. The advice does not change what the file holds.
+                unsafe {
+                    let at = area.base.add(self.ready);
+                    at.as_ptr().read_volatile();
+                    libc::madvise(at.as_ptr().cast(), len, libc::MADV_COLLAPSE);
+                }
+            }
+            self.ready += len;
+        }
     }
 
     /// Writes code at an offset. It may have run before at its other address: x86 CPUs compare stores with
     /// what they fetch by physical address, so the next jump there sees it.
     pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) {
         assert!(offset <= self.len && bytes.len() <= self.len - offset, "code beyond its cache");
+        self.prepare(offset + bytes.len());
         // SAFETY: the assertion showed that the target lies inside the mapping, and `&mut self` excludes
         // every other writer; the source is a Rust slice elsewhere.
         unsafe {
             self.write
+                .base
                 .add(offset)
                 .copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len());
         }
@@ -89,7 +116,7 @@ impl Nowhere {
             return Err(io::Error::last_os_error());
         }
         let linear = 1 << 62 | u64::from_le_bytes(random) & 0x3fff_ffff_ffff_f000;
-        Ok(Nowhere { host: map(-1, PAGE_BYTES, libc::PROT_NONE)?, linear })
+        Ok(Nowhere { host: reserve(PAGE_BYTES)?, linear })
     }
 
     /// Its linear and its host address.
@@ -105,22 +132,39 @@ impl Drop for Nowhere {
     }
 }
 
-/// Maps a file from its start, or memory of its own if there is none.
-fn map(fd: i32, len: usize, protection: i32) -> io::Result<NonNull<u8>> {
-    let kind = if fd < 0 { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS } else { libc::MAP_SHARED };
+/// Reserves addresses at which nobody can access anything.
+fn reserve(len: usize) -> io::Result<NonNull<u8>> {
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
-    let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, kind, fd, 0) };
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, kind, -1, 0) };
     if base == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     NonNull::new(base.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
-impl Drop for CodeMemory {
+impl Area {
+    /// Maps a file from its start.
+    fn new(fd: i32, len: usize, protection: i32) -> io::Result<Area> {
+        let around = len + HUGE_BYTES;
+        let reserved = reserve(around)?;
+        let skip = reserved.as_ptr().align_offset(HUGE_BYTES);
+        // SAFETY: less than a huge page from the start, which was added to the length.
+        let base = unsafe { reserved.add(skip) };
+        let area = Area { base, reserved: (reserved, around) };
+        // SAFETY: a part of the area that was reserved above and that nobody else knows.
+        let mapped = unsafe {
+            let kind = libc::MAP_SHARED | libc::MAP_FIXED;
+            libc::mmap(base.as_ptr().cast(), len, protection, kind, fd, 0)
+        };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(area) }
+    }
+}
+
+impl Drop for Area {
     fn drop(&mut self) {
-        for mapping in [self.write, self.run] {
-            // SAFETY: mapped in `new` with this length, and nothing can reach it after the drop.
-            unsafe { libc::munmap(mapping.as_ptr().cast(), self.len) };
-        }
+        let (start, len) = self.reserved;
+        // SAFETY: mapped in `new` with this length, and nothing can reach it after the drop.
+        unsafe { libc::munmap(start.as_ptr().cast(), len) };
     }
 }
