@@ -55,20 +55,44 @@ pub(crate) enum RegMem {
 #[derive(Clone, Copy)]
 pub(crate) struct Hole(pub(crate) usize);
 
-/// Machine code under construction, to be copied to `base`.
+/// Machine code under construction, to be copied to `base`; from some place on to another address.
 pub(crate) struct Emitter {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) base: u64,
+    base: u64,
+    /// Where in `bytes` the part for the other address begins, and what to add to an address there.
+    elsewhere: Option<(usize, u64)>,
 }
 
 impl Emitter {
     pub(crate) fn new(base: u64) -> Emitter {
-        Emitter { bytes: Vec::with_capacity(1024), base }
+        Emitter { bytes: Vec::with_capacity(1024), base, elsewhere: None }
+    }
+
+    /// Has what is emitted from now on go to another address. May be said once. Gives the length of what came before.
+    pub(crate) fn go_elsewhere(&mut self, base: u64) -> usize {
+        assert!(self.elsewhere.is_none(), "code is in two places at most");
+        let split = self.bytes.len();
+        self.elsewhere = Some((split, base.wrapping_sub(self.here())));
+        split
+    }
+
+    /// The address of a place in the buffer.
+    fn address(&self, at: usize) -> u64 {
+        let address = self.base + at as u64;
+        match self.elsewhere {
+            Some((split, distance)) if at >= split => address.wrapping_add(distance),
+            _ => address,
+        }
+    }
+
+    /// The address of a hole.
+    pub(crate) fn address_of(&self, hole: Hole) -> u64 {
+        self.address(hole.0)
     }
 
     /// The address of what is emitted next.
     pub(crate) fn here(&self) -> u64 {
-        self.base + self.bytes.len() as u64
+        self.address(self.bytes.len())
     }
 
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
@@ -394,7 +418,7 @@ impl Emitter {
     }
 
     pub(crate) fn fill_to(&mut self, hole: Hole, target: u64) {
-        let from = self.base + hole.0 as u64 + 4;
+        let from = self.address_of(hole) + 4;
         let distance = target.wrapping_sub(from) as i64;
         let distance = i32::try_from(distance).expect("the code cache is smaller than 2 GiB");
         self.bytes[hole.0..hole.0 + 4].copy_from_slice(&distance.to_le_bytes());

@@ -183,7 +183,11 @@ pub(crate) enum Cold {
     HoldYmm { hole: Hole, back: u64 },
     /// The jump table does not know where to go on.
     Elsewhere { elsewhere: Elsewhere, site: u32 },
-    /// A conditional branch was taken.
+    /// A jump that has not been made to lead anywhere yet.
+    Unlinked { hole: Hole, site: u32 },
+    /// A jump to another page, to this distance from the running code's, under a key for which it was not made to lead there.
+    OtherKey { hole: Hole, target: u64, site: u32, crossing: Crossing },
+    /// A conditional branch was taken: not that rare.
     Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
 }
 
@@ -202,9 +206,25 @@ pub(crate) enum Flavour {
 pub(crate) struct Place {
     /// On its page.
     pub(crate) start: u16,
-    /// In the host's memory, and in the cache.
+    /// In the host's memory.
     pub(crate) base: u64,
-    pub(crate) offset: u32,
+    /// Likewise what is rarely run.
+    pub(crate) cold: u64,
+    /// Likewise the start of the cache.
+    pub(crate) cache: u64,
+}
+
+/// The code of one translation, which goes to two places.
+pub(crate) struct Translation {
+    bytes: Vec<u8>,
+    split: usize,
+}
+
+impl Translation {
+    /// What goes to [`Place::base`], and what goes to [`Place::cold`].
+    pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
+        self.bytes.split_at(self.split)
+    }
 }
 
 /// Emits one translation.
@@ -270,7 +290,7 @@ impl<'a> Gen<'a> {
     }
 
     /// Emits the whole translation.
-    pub(crate) fn run(mut self) -> Vec<u8> {
+    pub(crate) fn run(mut self) -> Translation {
         if self.trace.insns.iter().any(|insn| insn.kind == Kind::Vector) {
             self.hold_ymm();
             self.again = self.e.here();
@@ -308,10 +328,18 @@ impl<'a> Gen<'a> {
                 self.leave(site);
             }
         }
-        for cold in std::mem::take(&mut self.cold) {
-            self.cold(cold);
+        let is_taken = |cold: &Cold| matches!(cold, Cold::Taken { .. });
+        let (taken, cold) = std::mem::take(&mut self.cold).into_iter().partition(is_taken);
+        self.cold = cold;
+        taken.into_iter().for_each(|taken| self.cold(taken));
+        let split = self.e.go_elsewhere(self.place.cold);
+        // What is rarely run may have ways out of its own.
+        while !self.cold.is_empty() {
+            for cold in std::mem::take(&mut self.cold) {
+                self.cold(cold);
+            }
         }
-        self.e.bytes
+        Translation { bytes: self.e.bytes, split }
     }
 
     pub(crate) fn site(&mut self, at: u16, undo: u16, exit: Exit) -> u32 {
@@ -392,6 +420,19 @@ impl<'a> Gen<'a> {
                 elsewhere.fill_with_address(&mut self.e);
                 self.e.leave(site, self.stubs.far_by_other);
             }
+            Cold::Unlinked { hole, site } => {
+                self.e.fill(hole);
+                self.leave(site);
+            }
+            Cold::OtherKey { hole, target, site, crossing } => {
+                self.e.fill(hole);
+                self.page_address(T, target);
+                self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
+                let other = self.e.jmp();
+                self.e.fill_to(other, self.stubs.leave_far);
+                let other_at = self.in_cache(self.e.address_of(other));
+                self.sites[site as usize].exit = Exit::Cross(Crossing { other_at, ..crossing });
+            }
             Cold::Taken { hole, flags, undo, target, at } => {
                 self.e.fill(hole);
                 if let FlagState::Recipe(_) = flags {
@@ -432,36 +473,31 @@ impl<'a> Gen<'a> {
     fn cross(&mut self, target: u64, at: u16, is_branch: bool) {
         let distance = i32::try_from(target as i64).expect("checked when the trace was read");
         self.e.mov_imm64(T, 0);
-        let key_at = self.place.offset + self.e.bytes.len() as u32 - 8;
+        let key_at = self.in_cache(self.e.here()) - 8;
         self.e.alu_mem(Alu::Cmp, T, reg::RSP, slot::KEY);
         let other_key = self.e.jcc(cc::NE);
         self.e.add_imm_mem(reg::RSP, slot::KEY, distance >> 12);
         self.e.add_imm_mem(reg::RSP, slot::PAGE, distance & !0xfff);
         let jump = self.e.jmp();
         self.e.fill(jump);
-        self.e.fill(other_key);
-        self.page_address(T, target);
-        // What the site says of the last jump is not known before it is emitted.
+        // What the site says of the last jump is not known before that is emitted.
         let site = self.site(at, 0, Exit::Interpret);
-        self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
-        let other = self.e.jmp();
-        self.e.fill_to(other, self.stubs.leave_far);
-        self.sites[site as usize].exit = Exit::Cross(Crossing {
-            target: distance,
-            is_branch,
-            key_at,
-            jump_at: self.place.offset + jump.0 as u32,
-            other_at: self.place.offset + other.0 as u32,
-        });
+        let jump_at = self.in_cache(self.e.address_of(jump));
+        let crossing = Crossing { target: distance, is_branch, key_at, jump_at, other_at: 0 };
+        self.cold.push(Cold::OtherKey { hole: other_key, target, site, crossing });
+    }
+
+    /// An address in the cache as an offset there.
+    fn in_cache(&self, address: u64) -> u32 {
+        (address - self.place.cache) as u32
     }
 
     /// Goes on at another place on the page, by a jump that is made to lead there the first time.
     pub(crate) fn link(&mut self, at: u16, target: u16, plain: bool) {
         let hole = self.e.jmp();
-        let patch = self.place.offset + hole.0 as u32;
-        self.e.fill(hole);
+        let patch = self.in_cache(self.e.address_of(hole));
         let site = self.site(at, 0, Exit::Link { target, patch, plain });
-        self.leave(site);
+        self.cold.push(Cold::Unlinked { hole, site });
     }
 
     /// Goes on at the linear address in T, after the branch at `at`. Each has a jump of its own: the host predicts by
@@ -1299,8 +1335,8 @@ mod tests {
         let stubs = emit_stubs(&mut emitter, &Callees { slow: 0, time_stamp: 0, fill_x87: 0 });
         let one = |start: u16| {
             let trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
-            let place = Place { start, base: 0x20_0000, offset: 0x10_0000 };
-            Gen::new(&trace, Flavour::Loop, place, stubs, &mut Vec::new()).run().len()
+            let place = Place { start, base: 0x20_0000, cold: 0x30_0000, cache: 0x10_0000 };
+            Gen::new(&trace, Flavour::Loop, place, stubs, &mut Vec::new()).run().bytes.len()
         };
         (0..4096).map(one).max().expect("there are offsets")
     }

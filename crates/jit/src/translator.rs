@@ -20,6 +20,10 @@ use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Site};
 const CACHE_BYTES: usize = 256 << 20;
 /// The longest translation: some instructions of a trace take 200 bytes and more with their exits.
 pub(crate) const TRANSLATION_BYTES_MAX: usize = 64 << 10;
+/// What of the cache is taken at a time: a huge page of the host's.
+const CHUNK_BYTES: usize = 2 << 20;
+/// Of translations.
+const ALIGNMENT: usize = 16;
 const PAGE_BYTES: usize = 4096;
 /// Rounds of a loop that make it a long one.
 const LONG_ROUNDS: u64 = 16;
@@ -52,9 +56,8 @@ pub enum NotPossible {
 /// Translates and runs guest code.
 pub struct Translator {
     memory: CodeMemory,
-    used: usize,
     stubs: Stubs,
-    stubs_end: usize,
+    space: Space,
     sites: Vec<Site>,
     blocks: FxHashMap<Key, Block>,
     /// What depends on each page, and what did.
@@ -90,6 +93,67 @@ pub struct Translator {
     host: CpuModel,
     /// How often translated code was left, by [`ExitKind`].
     exits: [u64; ExitKind::NAMES.len()],
+}
+
+/// What of the cache is not used yet. What is often run and what is rarely run do not lie among each other, but in chunks of
+/// the cache that they take in turns, as needed.
+struct Space {
+    hot: Stretch,
+    cold: Stretch,
+    /// Where the first translation begins.
+    start: usize,
+    /// Chunks from here on are free.
+    free: usize,
+    len: usize,
+}
+
+/// A part of the cache that is being filled.
+struct Stretch {
+    at: usize,
+    end: usize,
+}
+
+impl Space {
+    /// All of a cache but the stubs at its start.
+    fn new(len: usize, stubs: usize) -> Space {
+        let nothing = || Stretch { at: 0, end: 0 };
+        let start = stubs.next_multiple_of(ALIGNMENT);
+        let mut space = Space { hot: nothing(), cold: nothing(), start, free: 0, len };
+        space.clear();
+        space
+    }
+
+    fn clear(&mut self) {
+        self.hot = Stretch { at: self.start, end: CHUNK_BYTES };
+        self.cold = Stretch { at: CHUNK_BYTES, end: 2 * CHUNK_BYTES };
+        self.free = 2 * CHUNK_BYTES;
+    }
+
+    /// Whether there is room for any translation, in both stretches.
+    fn has_room(&mut self) -> bool {
+        for stretch in [&mut self.hot, &mut self.cold] {
+            if stretch.end - stretch.at >= TRANSLATION_BYTES_MAX {
+                continue;
+            }
+            let end = self.free + CHUNK_BYTES;
+            if end > self.len {
+                return false;
+            }
+            *stretch = Stretch { at: self.free, end };
+            self.free = end;
+        }
+        true
+    }
+}
+
+impl Stretch {
+    /// Takes so many bytes from the front.
+    fn take(&mut self, len: usize) -> usize {
+        let at = self.at;
+        self.at = (at + len).next_multiple_of(ALIGNMENT);
+        assert!(self.at <= self.end, "a translation of more than {TRANSLATION_BYTES_MAX} bytes");
+        at
+    }
 }
 
 /// What a translation is known by.
@@ -155,12 +219,11 @@ impl Translator {
         };
         let stubs = emit_stubs(&mut emitter, &callees);
         memory.write(0, &emitter.bytes);
-        let used = emitter.bytes.len().next_multiple_of(16);
+        let space = Space::new(memory.len(), emitter.bytes.len());
         Ok(Translator {
             memory,
-            used,
             stubs,
-            stubs_end: used,
+            space,
             sites: Vec::new(),
             blocks: FxHashMap::default(),
             pages: FxHashMap::default(),
@@ -211,7 +274,7 @@ impl Translator {
 
     /// Drops every translation.
     fn clear(&mut self) {
-        self.used = self.stubs_end;
+        self.space.clear();
         self.sites.clear();
         self.first_sites.clear();
         self.blocks.clear();
@@ -340,19 +403,20 @@ impl Translator {
             Some(Rounds::Long) => Flavour::Loop,
             _ => Flavour::Usual,
         };
-        if self.memory.len() - self.used < TRANSLATION_BYTES_MAX {
+        if !self.space.has_room() {
             self.clear();
         }
-        let offset = self.used;
-        let base = self.memory.base() + offset as u64;
-        let place = Place { start: key.start(), base, offset: offset as u32 };
+        let cache = self.memory.base();
+        let (offset, cold) = (self.space.hot.at, self.space.cold.at);
+        let (base, cold) = (cache + offset as u64, cache + cold as u64);
+        let place = Place { start: key.start(), base, cold, cache };
         self.first_sites.push((self.sites.len() as u32, key));
-        let bytes = Gen::new(trace, flavour, place, self.stubs, &mut self.sites).run();
-        assert!(bytes.len() <= TRANSLATION_BYTES_MAX, "a translation of {} bytes", bytes.len());
-        self.memory.write(offset, &bytes);
+        let code = Gen::new(trace, flavour, place, self.stubs, &mut self.sites).run();
+        let (hot, cold) = code.parts();
+        self.memory.write(self.space.hot.take(hot.len()), hot);
+        self.memory.write(self.space.cold.take(cold.len()), cold);
         self.translations += 1;
-        self.translated_bytes += bytes.len() as u64;
-        self.used = (offset + bytes.len()).next_multiple_of(16);
+        self.translated_bytes += (hot.len() + cold.len()) as u64;
         let block = Block { offset: offset as u32, straddles };
         self.blocks.insert(key, block);
         self.pages.entry(key.ram >> 12).or_default().push(key);
@@ -375,7 +439,7 @@ impl Translator {
     /// Makes the translation at an offset of the cache leave as soon as it is entered. Its first instruction is all
     /// that changes: jumps further on may still be linked and unlinked.
     fn seal(&mut self, offset: usize, start: u16) {
-        if self.memory.len() - self.used < TRANSLATION_BYTES_MAX {
+        if !self.space.has_room() {
             return self.clear();
         }
         self.sites.push(Site {
@@ -383,11 +447,10 @@ impl Translator {
             undo: 0,
             exit: Exit::Dropped { patch: offset as u32 + 1 },
         });
-        let exit = self.memory.base() + self.used as u64;
+        let exit = self.memory.base() + self.space.cold.at as u64;
         let mut emitter = Emitter::new(exit);
         emitter.leave(self.sites.len() as u32 - 1, self.stubs.exit);
-        self.memory.write(self.used, &emitter.bytes);
-        self.used = (self.used + emitter.bytes.len()).next_multiple_of(16);
+        self.memory.write(self.space.cold.take(emitter.bytes.len()), &emitter.bytes);
         let mut jump = Emitter::new(self.memory.base() + offset as u64);
         jump.jmp_to(exit);
         self.memory.write(offset, &jump.bytes);
