@@ -296,6 +296,13 @@ impl Emitter {
         }
     }
 
+    /// Adds to the lower 16 bits, and leaves the others alone.
+    pub(crate) fn add_low16(&mut self, dst: u8, value: i8) {
+        self.bytes.push(0x66);
+        self.rex(false, 0, 0, dst);
+        self.raw(&[0x83, 0xc0 | dst & 7, value as u8]);
+    }
+
     pub(crate) fn test(&mut self, a: u8, b: u8) {
         self.rex(true, b, 0, a);
         self.raw(&[0x85, 0xc0 | (b & 7) << 3 | a & 7]);
@@ -386,6 +393,14 @@ impl Emitter {
     pub(crate) fn jmp_to(&mut self, target: u64) {
         let hole = self.jmp();
         self.fill_to(hole, target);
+    }
+
+    /// `dst` = an address in the cache, to be filled in.
+    pub(crate) fn lea_rip(&mut self, dst: u8) -> Hole {
+        self.rex(true, dst, 0, 0);
+        self.raw(&[0x8d, 5 | (dst & 7) << 3]);
+        self.imm32(0);
+        Hole(self.bytes.len() - 4)
     }
 
     pub(crate) fn call_to(&mut self, target: u64) {

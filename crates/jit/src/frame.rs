@@ -49,8 +49,10 @@ pub(crate) mod slot {
     pub(crate) const PIN_DELTA: i32 = 64;
     /// The context and the page of the running code, in one word: `Translator::key_of`.
     pub(crate) const KEY: i32 = 72;
+    /// The place of the last call in [`crate::returns::Returns`].
+    pub(crate) const RETURNS: i32 = 80;
     /// The host addresses of groups of accesses.
-    pub(crate) const GROUPS: i32 = 80;
+    pub(crate) const GROUPS: i32 = 88;
     /// The cells of a loop, three words each: a page's linear address, its host address, and the distance between them.
     pub(crate) const CELLS: i32 = GROUPS + 8 * crate::plan::GROUPS as i32;
     /// Goes up to 0 with the accesses that a cell did not serve since the loop was entered.
@@ -112,6 +114,7 @@ pub(crate) struct Context {
     pub(crate) jumps: u64,
     pub(crate) context: u64,
     pub(crate) key: u64,
+    pub(crate) returns: u64,
     pub(crate) fs: u64,
     pub(crate) gs: u64,
     pub(crate) xmm: u64,
@@ -170,6 +173,7 @@ impl Context {
             jumps: 0,
             context: 0,
             key: 0,
+            returns: 0,
             fs: 0,
             gs: 0,
             xmm: 0,
@@ -217,12 +221,13 @@ macro_rules! at {
 pub(crate) use at;
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 19] = [
+const COPIED: [(i32, i32); 20] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
     (slot::JUMPS, at!(jumps)),
     (slot::CONTEXT, at!(context)),
     (slot::KEY, at!(key)),
+    (slot::RETURNS, at!(returns)),
     (slot::FS, at!(fs)),
     (slot::GS, at!(gs)),
     (slot::XMM, at!(xmm)),
@@ -240,13 +245,14 @@ const COPIED: [(i32, i32); 19] = [
 ];
 
 /// What the context gets from the frame.
-const LEFT: [(i32, i32); 12] = [
+const LEFT: [(i32, i32); 13] = [
     (slot::MAY, at!(may)),
     (slot::FS, at!(fs)),
     (slot::GS, at!(gs)),
     (slot::KERNEL_GS, at!(kernel_gs)),
     (slot::ENTERED, at!(entered)),
     (slot::KEY, at!(key)),
+    (slot::RETURNS, at!(returns)),
     (slot::PAGE, at!(page)),
     (slot::RFLAGS, at!(rflags)),
     (slot::SITE, at!(site)),
@@ -268,9 +274,8 @@ pub(crate) struct Stubs {
     pub(crate) slow: u64,
     /// Called with the steps left of the budget in S; comes back with the time stamp counter in S. T is lost.
     pub(crate) time_stamp: u64,
-    /// Jumped to with a linear address in T: goes on there if the jump table knows it, or leaves.
-    pub(crate) far: u64,
-    /// The same where the entry of the jump table that S points to does not serve, but the other one of its pair may.
+    /// Jumped to with a linear address in T where the entry of the jump table that S points to does not serve: goes on there
+    /// if the other one of its pair does, or leaves.
     pub(crate) far_by_other: u64,
     /// Leaves, with a linear address in T to go on at.
     pub(crate) leave_far: u64,
@@ -347,8 +352,6 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.load(BUDGET, T, at!(budget));
     e.jmp_reg(S);
 
-    let far = e.here();
-    e.jump_by_table().fill_with_address(e);
     let far_by_other = e.here();
     e.jump_by_other_entry().fill_with_address(e);
     let leave_far = e.here();
@@ -408,13 +411,12 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     let fill_cell = [0, TLB_WRITE].map(|tag| fill_cell(e, tag));
     let hold_x87 = x87::emit_hold(e, callees.fill_x87);
     let hold_ymm = avx::emit_hold(e);
-    let sides = sides::emit_stubs(e, far);
+    let sides = sides::emit_stubs(e, far_by_other);
     Stubs {
         enter,
         exit,
         slow,
         time_stamp,
-        far,
         far_by_other,
         leave_far,
         repin,

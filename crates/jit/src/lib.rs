@@ -15,6 +15,7 @@ mod jumps;
 mod memory;
 mod plan;
 mod probe;
+mod returns;
 mod scan;
 mod sides;
 mod strings;

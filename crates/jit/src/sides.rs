@@ -164,7 +164,7 @@ pub(crate) struct SideStubs {
     clac: u64,
 }
 
-pub(crate) fn emit_stubs(e: &mut Emitter, far: u64) -> SideStubs {
+pub(crate) fn emit_stubs(e: &mut Emitter, far_by_other: u64) -> SideStubs {
     let syscall = e.here();
     let Home::Slot(r11) = home(11) else { unreachable!("R11 is in the frame") };
     e.load(T, reg::RSP, slot::RFLAGS);
@@ -178,7 +178,9 @@ pub(crate) fn emit_stubs(e: &mut Emitter, far: u64) -> SideStubs {
     set_flags(e);
     exchange(e, Side::Program, Side::Kernel);
     e.load(T, T, at!(call_target));
-    e.jmp_to(far);
+    // Each has a jump of its own, as in translations.
+    e.jump_by_table().fill_with_address(e);
+    e.jmp_to(far_by_other);
 
     let sysret = e.here();
     e.load(T, reg::RSP, r11);
@@ -187,7 +189,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, far: u64) -> SideStubs {
     set_flags(e);
     exchange(e, Side::Kernel, Side::Program);
     e.mov(T, reg::RCX);
-    e.jmp_to(far);
+    e.jump_by_table().fill_with_address(e);
+    e.jmp_to(far_by_other);
 
     let [stac, clac] = [true, false].map(|sets| emit_ac(e, sets));
     SideStubs { syscall, sysret, stac, clac }

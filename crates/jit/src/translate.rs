@@ -13,6 +13,7 @@ use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
 use crate::jumps::Elsewhere;
 use crate::memory::{Miss, Stored, tlb_tag};
 use crate::plan::{self, Checks, Group};
+use crate::returns::Astray;
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
 use crate::sides::may;
 use crate::x87;
@@ -187,6 +188,10 @@ pub(crate) enum Cold {
     Unlinked { hole: Hole, site: u32 },
     /// A jump to another page, to this distance from the running code's, under a key for which it was not made to lead there.
     OtherKey { hole: Hole, target: u64, site: u32, crossing: Crossing },
+    /// A return that does not lead to where the last call came from.
+    Astray(Astray),
+    /// A direct call to another page, under a key for which it was not made to lead there.
+    CallUnderOtherKey { hole: Hole, index: usize, site: u32, crossing: Crossing },
     /// A conditional branch was taken: not that rare.
     Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
 }
@@ -427,12 +432,20 @@ impl<'a> Gen<'a> {
             Cold::OtherKey { hole, target, site, crossing } => {
                 self.e.fill(hole);
                 self.page_address(T, target);
-                self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
-                let other = self.e.jmp();
-                self.e.fill_to(other, self.stubs.leave_far);
-                let other_at = self.in_cache(self.e.address_of(other));
-                self.sites[site as usize].exit = Exit::Cross(Crossing { other_at, ..crossing });
+                self.cross_by_table(site, crossing);
             }
+            Cold::CallUnderOtherKey { hole, index, site, crossing } => {
+                self.e.fill(hole);
+                self.held = None;
+                self.native = false;
+                let target = crossing.target as u64;
+                self.page_address(T, target);
+                self.leave_unless_canonical(index, T, S);
+                self.push_return(index);
+                self.page_address(T, target);
+                self.cross_by_table(site, crossing);
+            }
+            Cold::Astray(astray) => self.find_way(astray),
             Cold::Taken { hole, flags, undo, target, at } => {
                 self.e.fill(hole);
                 if let FlagState::Recipe(_) = flags {
@@ -471,11 +484,40 @@ impl<'a> Gen<'a> {
     /// Goes on at a distance from the page, on another one. Until the translator links it, it leaves; then it leads there
     /// as long as page and context are the same, and under others looks into the jump table.
     fn cross(&mut self, target: u64, at: u16, is_branch: bool) {
-        let distance = i32::try_from(target as i64).expect("checked when the trace was read");
+        let (hole, key_at) = self.compare_key();
+        let (site, crossing) = self.cross_here(target, at, is_branch, key_at);
+        self.cold.push(Cold::OtherKey { hole, target, site, crossing });
+    }
+
+    /// A direct call to another page, likewise.
+    fn call_across(&mut self, index: usize) {
+        let insn = &self.trace.insns[index];
+        let (target, at) = (insn.ins.near_branch64(), insn.at);
+        let (hole, key_at) = self.compare_key();
+        // It was linked, so its target is canonical.
+        self.push_return(index);
+        let (site, crossing) = self.cross_here(target, at, true, key_at);
+        self.cold.push(Cold::CallUnderOtherKey { hole, index, site, crossing });
+    }
+
+    /// The branch that is taken under another key than the one that is to be filled in, and where that is.
+    fn compare_key(&mut self) -> (Hole, u32) {
         self.e.mov_imm64(T, 0);
         let key_at = self.in_cache(self.e.here()) - 8;
         self.e.alu_mem(Alu::Cmp, T, reg::RSP, slot::KEY);
-        let other_key = self.e.jcc(cc::NE);
+        self.native = false;
+        (self.e.jcc(cc::NE), key_at)
+    }
+
+    /// The jump that is taken under the key for which it was linked.
+    fn cross_here(
+        &mut self,
+        target: u64,
+        at: u16,
+        is_branch: bool,
+        key_at: u32,
+    ) -> (u32, Crossing) {
+        let distance = i32::try_from(target as i64).expect("checked when the trace was read");
         self.e.add_imm_mem(reg::RSP, slot::KEY, distance >> 12);
         self.e.add_imm_mem(reg::RSP, slot::PAGE, distance & !0xfff);
         let jump = self.e.jmp();
@@ -483,8 +525,18 @@ impl<'a> Gen<'a> {
         // What the site says of the last jump is not known before that is emitted.
         let site = self.site(at, 0, Exit::Interpret);
         let jump_at = self.in_cache(self.e.address_of(jump));
-        let crossing = Crossing { target: distance, is_branch, key_at, jump_at, other_at: 0 };
-        self.cold.push(Cold::OtherKey { hole: other_key, target, site, crossing });
+        (site, Crossing { target: distance, is_branch, key_at, jump_at, other_at: 0 })
+    }
+
+    /// Goes on at the linear address in T, on another page, under another key: leaves until it is linked, and looks into the
+    /// jump table from then on.
+    fn cross_by_table(&mut self, site: u32, crossing: Crossing) {
+        self.e.store_imm64(reg::RSP, slot::SITE, site as i32);
+        let other = self.e.jmp();
+        self.e.fill_to(other, self.stubs.leave_far);
+        let other_at = self.in_cache(self.e.address_of(other));
+        self.sites[site as usize].exit = Exit::Cross(Crossing { other_at, ..crossing });
+        self.far_by(site);
     }
 
     /// An address in the cache as an offset there.
@@ -500,10 +552,21 @@ impl<'a> Gen<'a> {
         self.cold.push(Cold::Unlinked { hole, site });
     }
 
+    /// The way out from where an address of code is to be filled in, after the instruction at `at`.
+    pub(crate) fn link_site(&mut self, at: u16, target: u16, hole: Hole) -> u32 {
+        let patch = self.in_cache(self.e.address_of(hole));
+        self.site(at, 0, Exit::Link { target, patch, plain: false })
+    }
+
     /// Goes on at the linear address in T, after the branch at `at`. Each has a jump of its own: the host predicts by
     /// where that is.
     fn far(&mut self, at: u16, exit: Exit) {
         let site = self.site(at, 0, exit);
+        self.far_by(site);
+    }
+
+    /// The same with the site to leave by.
+    pub(crate) fn far_by(&mut self, site: u32) {
         let elsewhere = self.e.jump_by_table();
         self.cold.push(Cold::Elsewhere { elsewhere, site });
     }
@@ -747,11 +810,17 @@ impl<'a> Gen<'a> {
             }
             Kind::Call => {
                 self.settle_flags();
-                self.call(index, page_place(ins.near_branch64()));
+                match page_place(ins.near_branch64()) {
+                    Some(place) => {
+                        self.push_return(index);
+                        self.branch_to(u64::from(place), insn.at);
+                    }
+                    None => self.call_across(index),
+                }
             }
             Kind::CallIndirect => {
                 self.settle_flags();
-                self.call(index, None);
+                self.call_indirect(index);
             }
             Kind::Ret => {
                 self.settle_flags();
@@ -759,7 +828,7 @@ impl<'a> Gen<'a> {
                 self.e.load_sized(8, T, top);
                 let extra = if ins.op_count() > 0 { i32::from(ins.immediate16()) } else { 0 };
                 self.e.lea(reg::R9, reg::R9, 8 + extra);
-                self.far(insn.at, Exit::Indirect { rsp: -i64::from(8 + extra) });
+                self.return_to(insn.at, Exit::Indirect { rsp: -i64::from(8 + extra) });
             }
         }
     }
@@ -1136,36 +1205,32 @@ impl<'a> Gen<'a> {
         if let Some(place) = place {
             return self.e.load_sized(8, T, place);
         }
-        match ins.op0_kind() {
-            OpKind::Register => match home(ins.op0_register().number() as u8) {
-                Home::Reg(r) => self.e.mov(T, r),
-                Home::Slot(at) => self.e.load(T, reg::RSP, at),
-            },
-            _ => self.page_address(T, ins.near_branch64()),
+        match home(ins.op0_register().number() as u8) {
+            Home::Reg(r) => self.e.mov(T, r),
+            Home::Slot(at) => self.e.load(T, reg::RSP, at),
         }
     }
 
-    fn call(&mut self, index: usize, near: Option<u16>) {
-        let (at, next) = (self.trace.insns[index].at, self.trace.insns[index].next);
-        if near.is_none() {
-            self.branch_target(index);
-            // The push must not happen if the branch faults, as it does for an address that is not
-            // canonical.
-            self.held = None;
-            self.leave_unless_canonical(index, T, S);
-            self.e.store(reg::RSP, slot::TARGET, T);
-        }
+    fn call_indirect(&mut self, index: usize) {
+        self.branch_target(index);
+        // The push must not happen if the branch faults, as it does for an address that is not
+        // canonical.
+        self.held = None;
+        self.leave_unless_canonical(index, T, S);
+        self.e.store(reg::RSP, slot::TARGET, T);
+        self.push_return(index);
+        self.e.load(T, reg::RSP, slot::TARGET);
+        self.far(self.trace.insns[index].at, Exit::Indirect { rsp: 0 });
+    }
+
+    /// Pushes the return address of the call that is instruction `index`.
+    fn push_return(&mut self, index: usize) {
+        let next = self.trace.insns[index].next;
         let top = self.stack(index, 4, -8, true);
         self.page_address(T, u64::from(next));
         self.e.mov_sized(8, top, T);
         self.e.lea(reg::R9, reg::R9, -8);
-        match near {
-            Some(place) => self.branch_to(u64::from(place), at),
-            None => {
-                self.e.load(T, reg::RSP, slot::TARGET);
-                self.far(at, Exit::Indirect { rsp: 0 });
-            }
-        }
+        self.remember_call(index);
     }
 }
 

@@ -13,6 +13,7 @@ use crate::frame::{Callees, Context, Stubs, emit_stubs};
 use crate::host::{HOST, meaning_on};
 use crate::jumps::{Jump, JumpTable};
 use crate::probe::host_agrees;
+use crate::returns::Returns;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
 use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Site};
 
@@ -31,7 +32,7 @@ const LONG_ROUNDS: u64 = 16;
 const ROUNDS_FOR_MISSES: u64 = 256;
 const LOOPS_MAX: usize = 1 << 16;
 /// Bits of a page's number in a key: linear addresses have 48 bits.
-const KEY_PAGE_BITS: u32 = 36;
+pub(crate) const KEY_PAGE_BITS: u32 = 36;
 /// A budget that is as good as none.
 const BUDGET_MAX: u64 = 1 << 48;
 /// Marks a plain translation beside the bits of [`CodePlace::meaning`].
@@ -63,6 +64,7 @@ pub struct Translator {
     /// What depends on each page, and what did.
     pages: FxHashMap<u64, Vec<Key>>,
     jumps: JumpTable,
+    returns: Box<Returns>,
     context: Box<Context>,
     /// What is pinned where the TLB knows no page that may be stored to.
     nowhere: Nowhere,
@@ -220,6 +222,9 @@ impl Translator {
         let stubs = emit_stubs(&mut emitter, &callees);
         memory.write(0, &emitter.bytes);
         let space = Space::new(memory.len(), emitter.bytes.len());
+        let returns = Returns::new();
+        let mut context = Box::new(Context::new());
+        context.returns = returns.start();
         Ok(Translator {
             memory,
             stubs,
@@ -228,7 +233,8 @@ impl Translator {
             blocks: FxHashMap::default(),
             pages: FxHashMap::default(),
             jumps: JumpTable::new(Cpu::ADDRESS_SPACES),
-            context: Box::new(Context::new()),
+            returns,
+            context,
             nowhere: Nowhere::new()?,
             contexts: FxHashMap::default(),
             contexts_so_far: 0,
@@ -281,6 +287,7 @@ impl Translator {
         self.pages.clear();
         self.crossings.clear();
         self.jumps.clear();
+        self.returns.clear();
         self.clears += 1;
     }
 
@@ -334,7 +341,8 @@ impl Translator {
         }
         self.memory.write(crossing.key_at as usize, &from.to_le_bytes());
         self.link(crossing.jump_at, code);
-        self.link(crossing.other_at, self.stubs.far);
+        // Under others, by the jump table: that comes next.
+        self.link(crossing.other_at, self.memory.base() + u64::from(crossing.other_at) + 4);
         let linked = self.crossings.entry(from >> KEY_PAGE_BITS).or_default();
         linked.insert(crossing.key_at, crossing);
     }
