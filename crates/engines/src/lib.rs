@@ -152,6 +152,26 @@ pub fn translator_on(host: CpuModel) -> Result<BoxedEngine, Unavailable> {
     Ok(Box::new(translator))
 }
 
+/// A translator that takes every loop for one of many rounds.
+///
+/// # Errors
+/// [`Unavailable`] if it cannot be had.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub fn translator_of_long_loops() -> Result<BoxedEngine, Unavailable> {
+    let mut translator = jit::Translator::new()?;
+    translator.expect_long_loops();
+    Ok(Box::new(translator))
+}
+
+/// A translator.
+///
+/// # Errors
+/// Always: it is for another host.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+pub fn translator_of_long_loops() -> Result<BoxedEngine, Unavailable> {
+    Err(Unavailable::Host)
+}
+
 /// A translator.
 ///
 /// # Errors

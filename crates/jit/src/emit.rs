@@ -33,12 +33,14 @@ pub(crate) enum Alu {
 
 /// Condition codes.
 pub(crate) mod cc {
+    pub(crate) const B: u8 = 2;
     pub(crate) const AE: u8 = 3;
     pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
     pub(crate) const BE: u8 = 6;
     pub(crate) const A: u8 = 7;
     pub(crate) const S: u8 = 8;
+    pub(crate) const NS: u8 = 9;
     pub(crate) const L: u8 = 12;
 }
 
@@ -49,6 +51,8 @@ pub(crate) enum RegMem {
     Mem(u8, i32),
     /// At a distance from the sum of two; the second one is not RSP.
     Sum(u8, u8, i32),
+    /// The same with the second one shifted left by so many bits.
+    Scaled(u8, u8, u8, i32),
 }
 
 /// A place in the buffer whose branch distance is filled in later.
@@ -132,9 +136,9 @@ impl Emitter {
         }
     }
 
-    /// ModRM and SIB for `[base + index + disp]`.
-    fn modrm_sum(&mut self, r: u8, base: u8, index: u8, disp: i32) {
-        let (r, sib) = ((r & 7) << 3, (index & 7) << 3 | base & 7);
+    /// ModRM and SIB for `[base + index << shift + disp]`.
+    fn modrm_sum(&mut self, r: u8, base: u8, index: u8, shift: u8, disp: i32) {
+        let (r, sib) = ((r & 7) << 3, shift << 6 | (index & 7) << 3 | base & 7);
         match i8::try_from(disp) {
             Ok(short) => self.raw(&[0x44 | r, sib, short as u8]),
             Err(_) => {
@@ -383,6 +387,19 @@ impl Emitter {
         Hole(self.bytes.len() - 4)
     }
 
+    /// `dst = src * value`, the low half.
+    pub(crate) fn multiply(&mut self, dst: u8, src: u8, value: i32) {
+        self.rex(true, dst, 0, src);
+        self.raw(&[0x69, 0xc0 | (dst & 7) << 3 | src & 7]);
+        self.imm32(value);
+    }
+
+    /// `cmovcc dst, src`.
+    pub(crate) fn cmov(&mut self, cond: u8, dst: u8, src: u8) {
+        self.rex(true, dst, 0, src);
+        self.raw(&[0x0f, 0x40 | cond, 0xc0 | (dst & 7) << 3 | src & 7]);
+    }
+
     /// A branch to be filled in.
     pub(crate) fn jmp(&mut self) -> Hole {
         self.bytes.push(0xe9);
@@ -446,7 +463,7 @@ impl Emitter {
         }
         let (b, x) = match rm {
             RegMem::Reg(b) | RegMem::Mem(b, _) => (b, 0),
-            RegMem::Sum(b, x, _) => (b, x),
+            RegMem::Sum(b, x, _) | RegMem::Scaled(b, x, ..) => (b, x),
         };
         if bytes == 1 {
             // With a REX prefix 4 to 7 are SPL to DIL.
@@ -458,7 +475,8 @@ impl Emitter {
         match rm {
             RegMem::Reg(b) => self.bytes.push(0xc0 | (r & 7) << 3 | b & 7),
             RegMem::Mem(b, disp) => self.modrm_mem(r, b, disp),
-            RegMem::Sum(b, x, disp) => self.modrm_sum(r, b, x, disp),
+            RegMem::Sum(b, x, disp) => self.modrm_sum(r, b, x, 0, disp),
+            RegMem::Scaled(b, x, shift, disp) => self.modrm_sum(r, b, x, shift, disp),
         }
     }
 

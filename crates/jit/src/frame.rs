@@ -21,7 +21,7 @@ pub(crate) const T: u8 = reg::R11;
 pub(crate) const BUDGET: u8 = reg::R15;
 
 /// Where a guest register lives.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Home {
     Reg(u8),
     /// At this distance from RSP.

@@ -16,6 +16,7 @@ mod memory;
 mod plan;
 mod probe;
 mod returns;
+mod rounds;
 mod scan;
 mod sides;
 mod strings;

@@ -128,6 +128,10 @@ impl Gen<'_> {
         check: Check,
     ) -> RegMem {
         let (place, is_aligned) = match check {
+            Check::Round(stream) => {
+                let Address::Operand(ins) = address else { unreachable!("no stack in such loops") };
+                return self.place_in_round(ins, stream);
+            }
             Check::Alone => return self.alone(index, address, access),
             Check::Leader { group: Group::Stack, from, span } => {
                 self.native = false;
@@ -175,6 +179,7 @@ impl Gen<'_> {
                     T
                 }
                 RegMem::Mem(r, _) | RegMem::Reg(r) => r,
+                RegMem::Scaled(..) => unreachable!("only in rounds"),
             };
             self.leave_unless_aligned(index, at);
         }
@@ -268,15 +273,18 @@ impl Gen<'_> {
         self.leave_with(flags, site);
     }
 
-    /// What is done before the first round of a loop.
-    pub(crate) fn enter_loop(&mut self) {
+    /// What is done before the first round of a loop, whose accesses may have cells.
+    pub(crate) fn enter_loop(&mut self, with_cells: bool) {
         self.e.store(reg::RSP, slot::ENTERED, reg::R15);
         if self.flavour != Flavour::Loop {
             return;
         }
+        self.e.store_imm64(reg::RSP, slot::MISSES, -MISSES_MAX);
+        if !with_cells {
+            return;
+        }
         self.cells_ready = self.wanted_cells();
         // The pin is a page that may be accessed in any way, so it does for the start.
-        self.e.store_imm64(reg::RSP, slot::MISSES, -MISSES_MAX);
         self.e.load(S, reg::RSP, slot::PIN_PAGE);
         self.e.load(T, reg::RSP, slot::PIN_DELTA);
         let cells = (0..self.cells_ready as i32).map(|number| slot::CELLS + 24 * number);

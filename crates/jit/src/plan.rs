@@ -10,10 +10,11 @@
 
 use x86::iced::{Code, Instruction, Mnemonic, OpKind, Register};
 
+use crate::rounds::Stream;
 use crate::scan::{Access, Insn, Kind};
 
 /// Bytes that a group may reach over: more would often end on another page.
-const SPAN_MAX: i64 = 512;
+pub(crate) const SPAN_MAX: i64 = 512;
 const DISPLACEMENT_MAX: u64 = 1 << 30;
 /// Groups of one trace that are remembered at the same time, beside those of the stack.
 pub(crate) const GROUPS: usize = 8;
@@ -28,6 +29,8 @@ pub(crate) enum Check {
     /// By its leader. It begins `at` bytes into the range, and if it has to be aligned, another access may have shown that
     /// it is.
     Follower { group: Group, at: i32, is_aligned: bool },
+    /// For many rounds of a loop ([`crate::rounds`]).
+    Round(Stream),
 }
 
 /// What a group remembers.
@@ -59,11 +62,21 @@ struct Value {
 }
 
 /// The unknown part of an address.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Origin {
-    base: u32,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// Below 16 what the register of this number had at the start.
+    pub(crate) base: u32,
     /// With the scale. Beside [`PAGE`] the number of pages from there.
-    index: Option<(u32, u32)>,
+    pub(crate) index: Option<(u32, u32)>,
+}
+
+/// An access of a loop's body that moves by the same distance with each round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moving {
+    pub(crate) origin: Origin,
+    /// Distance from there in the first round.
+    pub(crate) at: i64,
+    pub(crate) stride: i64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,7 +102,7 @@ struct Open {
 }
 
 /// The page of the running code among the unknown values, of which the registers' at the start are the first.
-const PAGE: u32 = 16;
+pub(crate) const PAGE: u32 = 16;
 
 struct Planner {
     values: [Value; 16],
@@ -100,12 +113,7 @@ struct Planner {
 
 /// Decides on the accesses of a trace.
 pub(crate) fn plan(insns: &[Insn]) -> Vec<Checks> {
-    let mut planner = Planner {
-        values: std::array::from_fn(|n| Value { unknown: n as u32, distance: 0 }),
-        unknowns: PAGE + 1,
-        open: Vec::new(),
-        checks: vec![ALONE; insns.len()],
-    };
+    let mut planner = Planner::new(insns.len());
     for (index, insn) in insns.iter().enumerate() {
         planner.accesses(index, insn);
         planner.step(insn);
@@ -118,12 +126,52 @@ pub(crate) fn plan(insns: &[Insn]) -> Vec<Checks> {
     planner.checks
 }
 
+/// How the accesses of a loop's body move, if all of them do so by constants. It has none but those of memory operands.
+pub(crate) fn moving(body: &[Insn]) -> Option<Vec<Option<Moving>>> {
+    let mut planner = Planner::new(0);
+    let mut accesses = Vec::new();
+    for insn in body {
+        accesses.push(match insn.access {
+            None => None,
+            Some(_) => Some(planner.origin(&insn.ins)?),
+        });
+        planner.step(insn);
+    }
+    let stride_of = |unknown: u32| match unknown {
+        PAGE => Some(0),
+        _ => {
+            let after = planner.values.get(unknown as usize)?;
+            (after.unknown == unknown).then_some(after.distance)
+        }
+    };
+    let moving = |(origin, at): (Origin, i64)| {
+        let of_index = match origin.index {
+            Some((index, scale)) if origin.base != PAGE => stride_of(index)? * i64::from(scale),
+            _ => 0,
+        };
+        Some(Moving { origin, at, stride: stride_of(origin.base)? + of_index })
+    };
+    accesses
+        .into_iter()
+        .map(|access| access.map_or(Some(None), |it| moving(it).map(Some)))
+        .collect()
+}
+
 /// Every access of a trace checked by itself.
 pub(crate) fn plain(insns: &[Insn]) -> Vec<Checks> {
     vec![ALONE; insns.len()]
 }
 
 impl Planner {
+    fn new(insns: usize) -> Planner {
+        Planner {
+            values: std::array::from_fn(|n| Value { unknown: n as u32, distance: 0 }),
+            unknowns: PAGE + 1,
+            open: Vec::new(),
+            checks: vec![ALONE; insns],
+        }
+    }
+
     fn accesses(&mut self, index: usize, insn: &Insn) {
         if let Some(access) = insn.access
             && insn.kind != Kind::BitString

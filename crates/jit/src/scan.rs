@@ -253,12 +253,14 @@ pub(crate) fn page_place(target: u64) -> Option<u16> {
     (target < 4096).then_some(target as u16)
 }
 
-fn find_live_flags(trace: &mut Trace) {
+/// Finds out which flags somebody may want; gives those before the trace.
+pub(crate) fn find_live_flags(trace: &mut Trace) -> u32 {
     let mut live = ALL_FLAGS;
     for insn in trace.insns.iter_mut().rev() {
         insn.live = live;
         live = if insn.exits { ALL_FLAGS } else { live & !insn.writes | insn.reads };
     }
+    live
 }
 
 fn understand(

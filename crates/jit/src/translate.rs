@@ -14,6 +14,7 @@ use crate::jumps::Elsewhere;
 use crate::memory::{Miss, Stored, tlb_tag};
 use crate::plan::{self, Checks, Group};
 use crate::returns::Astray;
+use crate::rounds::Rounds;
 use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
 use crate::sides::may;
 use crate::x87;
@@ -239,7 +240,7 @@ pub(crate) struct Gen<'a> {
     pub(crate) stubs: Stubs,
     sites: &'a mut Vec<Site>,
     pub(crate) trace: &'a Trace,
-    place: Place,
+    pub(crate) place: Place,
     /// Steps of the whole trace.
     pub(crate) steps: u16,
     pub(crate) cold: Vec<Cold>,
@@ -248,7 +249,7 @@ pub(crate) struct Gen<'a> {
     pub(crate) native: bool,
     pub(crate) flavour: Flavour,
     /// Where the next round of a loop begins, which is the start unless something is to be done before the first one.
-    again: u64,
+    pub(crate) again: u64,
     /// Cells of a loop that are in use, and those that are set up.
     pub(crate) cells: usize,
     pub(crate) cells_ready: usize,
@@ -258,7 +259,7 @@ pub(crate) struct Gen<'a> {
     pub(crate) held: Option<Group>,
     pub(crate) x87: x87::Known,
     /// By guest register: the upper half is known to be 0.
-    upper_zero: u16,
+    pub(crate) upper_zero: u16,
 }
 
 impl<'a> Gen<'a> {
@@ -301,8 +302,13 @@ impl<'a> Gen<'a> {
             self.again = self.e.here();
         }
         if self.trace.is_loop && self.flavour != Flavour::Plain {
-            self.enter_loop();
+            let is_long = self.flavour == Flavour::Loop;
+            let rounds = is_long.then(|| Rounds::of(self.trace, self.place.start)).flatten();
+            self.enter_loop(rounds.is_none());
             self.again = self.e.here();
+            if let Some(rounds) = rounds {
+                self.rounds(&rounds);
+            }
         }
         if self.steps > 0 {
             self.e.alu_imm(Alu::Sub, BUDGET, i32::from(self.steps));
@@ -471,7 +477,7 @@ impl<'a> Gen<'a> {
     }
 
     /// Goes on at a distance from the page, after the instruction at `at` if that is a branch.
-    fn go_on_at(&mut self, target: u64, at: u16, is_branch: bool) {
+    pub(crate) fn go_on_at(&mut self, target: u64, at: u16, is_branch: bool) {
         match page_place(target) {
             Some(place) if place == self.place.start && self.flavour != Flavour::Plain => {
                 self.e.jmp_to(self.again);
@@ -721,7 +727,7 @@ impl<'a> Gen<'a> {
 
     // ---- instructions
 
-    fn insn(&mut self, index: usize) {
+    pub(crate) fn insn(&mut self, index: usize) {
         let insn = &self.trace.insns[index];
         let ins = insn.ins;
         match insn.kind {
@@ -1248,20 +1254,21 @@ fn at_home(number: u8) -> RegMem {
 }
 
 /// The condition of a conditional branch, as the opcode map numbers it. iced has the same order, after `None`.
-fn condition(ins: &Instruction) -> u8 {
+pub(crate) fn condition(ins: &Instruction) -> u8 {
     ins.condition_code() as u8 - 1
 }
 
 /// Has the memory operand at a place of the host's.
 pub(crate) fn set_memory(ins: &mut Instruction, place: RegMem) {
-    let (base, index, distance) = match place {
-        RegMem::Mem(base, distance) => (base, None, distance),
-        RegMem::Sum(base, index, distance) => (base, Some(index), distance),
+    let (base, index, shift, distance) = match place {
+        RegMem::Mem(base, distance) => (base, None, 0, distance),
+        RegMem::Sum(base, index, distance) => (base, Some(index), 0, distance),
+        RegMem::Scaled(base, index, shift, distance) => (base, Some(index), shift, distance),
         RegMem::Reg(_) => return,
     };
     ins.set_memory_base(sized_register(base, 8));
     ins.set_memory_index(index.map_or(Register::None, |it| sized_register(it, 8)));
-    ins.set_memory_index_scale(1);
+    ins.set_memory_index_scale(1 << shift);
     ins.set_memory_displacement64(distance as u64);
     ins.set_memory_displ_size(u32::from(distance != 0));
 }

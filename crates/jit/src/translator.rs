@@ -91,6 +91,8 @@ pub struct Translator {
     generation: u64,
     /// Longest trace, in instructions.
     trace_max: usize,
+    /// Every loop is taken for a long one, until it shows that it is none.
+    loops_are_long: bool,
     /// What the host's CPU has, as far as it is used.
     host: CpuModel,
     /// How often translated code was left, by [`ExitKind`].
@@ -250,6 +252,7 @@ impl Translator {
             links: 0,
             generation: 0,
             trace_max: TRACE_MAX,
+            loops_are_long: false,
             host: *HOST,
             exits: [0; ExitKind::NAMES.len()],
         })
@@ -265,6 +268,11 @@ impl Translator {
     /// given few steps at a time.
     pub fn limit_traces(&mut self, most: usize) {
         self.trace_max = most.clamp(1, TRACE_MAX);
+    }
+
+    /// Takes every loop for one of many rounds from now on, so that short runs show what is done with those.
+    pub fn expect_long_loops(&mut self) {
+        self.loops_are_long = true;
     }
 
     /// Leaves to the interpreter from now on what this model does not have, as on a host that is like it.
@@ -409,6 +417,7 @@ impl Translator {
         let flavour = match self.loops.get(&key) {
             _ if plain => Flavour::Plain,
             Some(Rounds::Long) => Flavour::Loop,
+            None if self.loops_are_long => Flavour::Loop,
             _ => Flavour::Usual,
         };
         if !self.space.has_room() {

@@ -59,6 +59,17 @@ fn random_programs_cannot_tell_a_translator_whose_host_has_less_than_their_cpu()
     assert!(duel.engine_steps > duel.steps / 2, "the engine made {} steps", duel.engine_steps);
 }
 
+#[test]
+fn random_programs_cannot_tell_a_translator_that_takes_every_loop_for_a_long_one() {
+    if let Err(error) = EngineKind::Translator.make() {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    let make = || engines::translator_of_long_loops().expect("there is a translator");
+    let duel = check_some(make, PROGRAMS / 3);
+    assert!(duel.engine_steps > duel.steps / 2, "the engine made {} steps", duel.engine_steps);
+}
+
 /// An engine with a mistake: once, after a few instructions, it changes R10.
 struct Mistaken(Copycat, bool);
 

@@ -4,16 +4,17 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use engines::EngineKind;
-use oracle::programs::{Duel, Plan};
+use oracle::programs::{Duel, Factory, Plan};
 
 const USAGE: &str = "\
-usage: duel [--seed N] [--programs N] [--steps N] [--seconds N] [--volume N]
+usage: duel [--seed N] [--programs N] [--steps N] [--seconds N] [--volume N] [--loops]
 
   --seed N      the first program (1); the next ones follow
   --programs N  how many (1000)
   --steps N     steps of each (50000); every sixth, which loops for long, makes a hundred times as many
   --seconds N   go on with new programs until this much time is over
   --volume N    go on until so many million steps were made in all
+  --loops       have the translator take every loop for one of many rounds
 Exit status: 0 no difference, 1 differences, 2 usage, 3 there is no translator for this host.";
 
 const MILLION: u64 = 1_000_000;
@@ -28,12 +29,23 @@ struct Options {
     steps: u64,
     seconds: Option<u64>,
     volume: Option<u64>,
+    loops: bool,
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options =
-        Options { seed: 1, programs: 1000, steps: 50_000, seconds: None, volume: None };
+    let mut options = Options {
+        seed: 1,
+        programs: 1000,
+        steps: 50_000,
+        seconds: None,
+        volume: None,
+        loops: false,
+    };
     while let Some(arg) = args.next() {
+        if arg == "--loops" {
+            options.loops = true;
+            continue;
+        }
         let value = args.next().ok_or_else(|| format!("{arg}: a value is missing or unknown"))?;
         let number = value.parse().map_err(|_| format!("{arg} {value}: not a number"))?;
         match arg.as_str() {
@@ -60,7 +72,11 @@ fn main() -> ExitCode {
         eprintln!("duel: {error}");
         return ExitCode::from(3);
     }
-    let make = || EngineKind::Translator.make().ok().flatten().expect("it was had before");
+    let make: Factory = if options.loops {
+        || engines::translator_of_long_loops().expect("there is a translator")
+    } else {
+        || EngineKind::Translator.make().ok().flatten().expect("it was had before")
+    };
     let mut duel = Duel::new(make, Plan { steps: options.steps, shrink: true, isolate: true });
     let began = Instant::now();
     let end = options.seconds.map(Duration::from_secs);

@@ -289,7 +289,8 @@ impl Writer {
             return self.write_work();
         }
         match self.rng.below(40) {
-            0..=1 if self.depth < 2 => self.write_loop(),
+            0 if self.depth < 2 => self.write_loop(),
+            1 if self.depth < 2 => self.write_walk(),
             2..=4 => self.write_forward_branch(),
             5..=6 => self.write_call(),
             7 => self.write_indirect_jump(),
@@ -312,7 +313,8 @@ impl Writer {
     fn write_work(&mut self) {
         let is_rare = self.rng.one_in(12);
         match self.rng.below(40) {
-            0..=3 if self.depth < 2 => self.write_loop(),
+            0..=2 if self.depth < 2 => self.write_loop(),
+            3 if self.depth < 2 => self.write_walk(),
             4..=8 => self.write_forward_branch(),
             9..=10 => self.write_call(),
             11 => self.write_indirect_jump(),
@@ -405,6 +407,96 @@ impl Writer {
             }
         }
         self.depth -= 1;
+    }
+
+    /// A loop whose accesses move by constants over the data, in steps that add up to a page or two.
+    fn write_walk(&mut self) {
+        // Three pointers, an index, a count and two that are computed with; none is RSP or the loop counter.
+        let mut registers = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15];
+        for place in 0..7usize {
+            registers.swap(place, place + self.rng.below(14 - place as u64) as usize);
+        }
+        let [a, b, c, index, count, one, other, ..] = registers;
+        let pointers = [a, b, c];
+        let step: u64 = pick(&[1, 2, 4, 8, 8, 16, 16, 32, 48, 100, 600], &mut self.rng);
+        let goes_down = self.rng.one_in(4);
+        for pointer in pointers {
+            let at = self.rng.below(PAGE) & pick(&[!0, !7, !15, !15], &mut self.rng);
+            self.load(pointer, DATA + if goes_down { PAGE } else { 0 } + at);
+        }
+        self.load(index, 0);
+        let rounds = 1 + self.rng.below(2 * PAGE / step);
+        self.load(count, rounds);
+        let step = if goes_down { step.wrapping_neg() } else { step };
+        let start = self.address();
+        let moves_index = self.rng.one_in(2);
+        let add = |register: u8, value: u64| {
+            let value = (value as u32).to_le_bytes();
+            [&[0x48 | register >> 3, 0x81, 0xc0 | register & 7], &value[..]].concat()
+        };
+        for _ in 0..1 + self.rng.below(6) {
+            let pointer = pointers[self.rng.below(3) as usize];
+            let register = pick(&[one, other], &mut self.rng);
+            self.write_walking_access(pointer, index, register);
+            match self.rng.below(12) {
+                0 => self.raw(&add(one, 3)),
+                // adc one, other
+                1 => self.raw(&[
+                    0x48 | other >> 3 << 2 | one >> 3,
+                    0x11,
+                    0xc0 | (other & 7) << 3 | one & 7,
+                ]),
+                2 if !moves_index => self.raw(&add(pointer, step)),
+                3 => self.write_forward_branch(),
+                _ => {}
+            }
+        }
+        if moves_index {
+            self.raw(&add(index, step));
+        } else {
+            pointers.into_iter().for_each(|pointer| self.raw(&add(pointer, step)));
+        }
+        // dec count
+        self.raw(&[0x48 | count >> 3, 0xff, 0xc8 | count & 7]);
+        self.make_room(6);
+        let distance = start.wrapping_sub(self.address() + 6) as u32;
+        self.raw(&[&[0x0f, 0x85], &distance.to_le_bytes()[..]].concat()); // jnz
+    }
+
+    /// One access of such a loop.
+    fn write_walking_access(&mut self, pointer: u8, index: u8, register: u8) {
+        // mov, add and cmp from memory; mov and add to it; movups and paddd; movups and movaps to memory
+        let (prefix, opcode): (&[u8], &[u8]) = pick(
+            &[
+                (&[], &[0x8b]),
+                (&[], &[0x03]),
+                (&[], &[0x3b]),
+                (&[], &[0x89]),
+                (&[], &[0x01]),
+                (&[], &[0x0f, 0x10]),
+                (&[0x66], &[0x0f, 0xfe]),
+                (&[], &[0x0f, 0x11]),
+                (&[], &[0x0f, 0x29]),
+            ],
+            &mut self.rng,
+        );
+        let wide = if self.rng.one_in(2) { 0x48 } else { 0x40 };
+        let rex = wide | register >> 3 << 2 | pointer >> 3;
+        let distance = 16 * self.rng.below(4) as u8;
+        let r = (register & 7) << 3;
+        let scale = pick(&[0, 0, 1], &mut self.rng) << 6;
+        let operand = if self.rng.one_in(2) {
+            [
+                &[rex | index >> 3 << 1],
+                opcode,
+                &[0x44 | r, scale | (index & 7) << 3 | pointer & 7, distance],
+            ]
+            .concat()
+        } else {
+            [&[rex], opcode, &[0x84 | r, 0x20 | pointer & 7], &u32::from(distance).to_le_bytes()]
+                .concat()
+        };
+        self.raw(&[prefix, &operand].concat());
     }
 
     fn write_forward_branch(&mut self) {
