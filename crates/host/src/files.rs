@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 /// Creates a file that only its owner may read (mode 0600). An existing file loses its content and its
 /// wider permissions.
 ///
@@ -17,6 +19,15 @@ pub fn create_private(path: &Path) -> io::Result<File> {
         file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     }
     Ok(file)
+}
+
+/// Has the kernel write a part of `file` to the disk soon, and forget what of it is written already. For
+/// long files that nobody reads soon: they would push everything else out of the host's memory.
+pub fn pass_through(file: &File, part: std::ops::Range<u64>) {
+    let to_offset = |at: u64| i64::try_from(at).unwrap_or(i64::MAX);
+    let (offset, end) = (to_offset(part.start), to_offset(part.end));
+    let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    let _ = posix_fadvise(file, offset, end - offset, advice); // advice; a pipe takes none
 }
 
 /// Writes a new file that only its owner may read, and refuses to replace one.

@@ -18,6 +18,8 @@ const START_CHUNK_BYTES: usize = 1 << 20;
 /// A frame is closed once its entries carry this much. One entry is 16 MiB at most (a disk's read), so
 /// every frame keeps well below [`FRAME_BYTES_MAX`].
 const FRAME_FULL_BYTES: usize = 1 << 20;
+/// What an entry, or a frame, takes up beside what it carries, about.
+const ENTRY_BYTES_ABOUT: usize = 48;
 /// Length and checksum.
 const FRAME_HEADER_BYTES: usize = 8;
 
@@ -32,7 +34,8 @@ pub struct Entry {
 
 impl Entry {
     /// About how much memory it takes.
-    pub(crate) fn held_bytes(&self) -> usize {
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
         let data = match &self.body {
             Body::Event(Event::FramesReceived { frames, .. }) => {
                 frames.iter().map(|frame| frame.bytes.len()).sum()
@@ -149,7 +152,8 @@ impl Encoder {
             let from = index * START_CHUNK_BYTES;
             let chunk = &start[from..start.len().min(from + START_CHUNK_BYTES)];
             let last = index + 1 == chunk_count;
-            append_frame(&mut bytes, &Frame::Start { bytes: chunk.to_vec(), last });
+            let frame = Frame::Start { bytes: chunk.to_vec(), last };
+            append_frame(&mut bytes, &frame, chunk.len() + ENTRY_BYTES_ABOUT);
         }
         bytes
     }
@@ -171,7 +175,8 @@ impl Encoder {
     fn close_frame(&mut self) {
         let end = self.end();
         let entries = std::mem::take(&mut self.packed);
-        append_frame(&mut self.full, &Frame::Entries { first: self.next, entries });
+        let len = self.packed_bytes + ENTRY_BYTES_ABOUT * (1 + entries.len());
+        append_frame(&mut self.full, &Frame::Entries { first: self.next, entries }, len);
         self.next = end.0;
         self.packed_bytes = 0;
     }
@@ -210,12 +215,18 @@ fn carried_bytes(body: &Body) -> usize {
     }
 }
 
-fn append_frame(bytes: &mut Vec<u8>, frame: &Frame) {
-    let payload = postcard::to_stdvec(frame).expect("a frame always serializes");
+/// Appends a frame whose payload is about `len` bytes.
+fn append_frame(bytes: &mut Vec<u8>, frame: &Frame, len: usize) {
+    bytes.reserve(FRAME_HEADER_BYTES + len);
+    let header = bytes.len();
+    bytes.extend([0; FRAME_HEADER_BYTES]);
+    let written = postcard::to_io(frame, &mut *bytes);
+    written.expect("a frame always serializes");
+    let payload = &bytes[header + FRAME_HEADER_BYTES..];
     assert!(payload.len() <= FRAME_BYTES_MAX, "a frame of {} bytes", payload.len());
-    bytes.extend((payload.len() as u32).to_le_bytes());
-    bytes.extend(crc32fast::hash(&payload).to_le_bytes());
-    bytes.extend(payload);
+    let (len, crc) = (payload.len() as u32, crc32fast::hash(payload));
+    bytes[header..header + 4].copy_from_slice(&len.to_le_bytes());
+    bytes[header + 4..header + FRAME_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Turns bytes back into a start state and entries, however they are cut into pieces.
