@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -11,7 +12,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 /// An eventfd: any thread may ring it, and the thread that waits for it (see [`wait_readable`])
 /// comes back.
 #[derive(Debug)]
-pub struct Wake(EventFd);
+pub struct Wake {
+    eventfd: EventFd,
+    /// It was rung since the waiter last came back: one more ring tells it nothing.
+    rung: AtomicBool,
+}
 
 impl Wake {
     /// A wake-up that has not been rung.
@@ -20,23 +25,27 @@ impl Wake {
     /// If the process has no file descriptor left.
     pub fn new() -> io::Result<Wake> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(Wake(EventFd::from_value_and_flags(0, flags)?))
+        Ok(Wake { eventfd: EventFd::from_value_and_flags(0, flags)?, rung: AtomicBool::new(false) })
     }
 
     /// Wakes the waiter, or the next one that comes.
     pub fn ring(&self) {
-        let _ = self.0.write(1); // only a full counter can fail, and a full counter wakes as well
+        if !self.rung.swap(true, Ordering::AcqRel) {
+            let _ = self.eventfd.write(1); // only a full counter can fail, and a full counter wakes as well
+        }
     }
 
-    /// Forgets all rings so far.
-    pub fn clear(&self) {
-        let _ = self.0.read(); // an empty counter is what is wanted
+    /// Forgets all rings so far. What their ringers did before, the caller sees from here on.
+    fn clear(&self) {
+        let _ = self.eventfd.read(); // an empty counter is what is wanted
+        // In this order: a ring between the two is forgotten, not one that finds the flag set for ever.
+        self.rung.swap(false, Ordering::AcqRel);
     }
 }
 
 impl AsFd for Wake {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.eventfd.as_fd()
     }
 }
 
@@ -131,6 +140,8 @@ pub fn wait_any(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU32;
+
     use super::*;
 
     #[test]
@@ -140,5 +151,25 @@ mod tests {
         wake.ring();
         assert!(wait_readable(None, &wake, None).unwrap().woken);
         assert!(!wait_readable(None, &wake, Some(Duration::ZERO)).unwrap().woken);
+    }
+
+    /// Whoever puts something down and rings is heard, however the two threads meet.
+    #[test]
+    fn no_ring_is_lost_between_two_threads() {
+        const PUT: u32 = 20_000;
+        let (wake, put) = (Wake::new().unwrap(), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for count in 1..=PUT {
+                    put.store(count, Ordering::Relaxed);
+                    wake.ring();
+                }
+            });
+            let (mut seen, patience) = (0, Some(Duration::from_secs(60)));
+            while seen < PUT {
+                assert!(wait_readable(None, &wake, patience).unwrap().woken, "{seen} seen");
+                seen = put.load(Ordering::Relaxed);
+            }
+        });
     }
 }

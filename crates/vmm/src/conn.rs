@@ -6,7 +6,7 @@
 //! than the handshake.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -84,6 +84,13 @@ impl Write for Socket {
         match self {
             Socket::Tcp(stream) => stream.write(bytes),
             Socket::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.write_vectored(parts),
+            Socket::Unix(stream) => stream.write_vectored(parts),
         }
     }
 
@@ -226,31 +233,38 @@ impl Conn {
     /// If the connection broke, or if somebody tampered with it.
     pub fn read(&mut self, bytes: &mut Vec<u8>) -> io::Result<bool> {
         let len_max = bytes.len() + READ_LEN_MAX;
-        let chunk = &mut self.chunk[..];
-        loop {
-            // What came with the end of the handshake is there before anything is read.
-            if let Some(tls) = &mut self.tls
-                && !take_plaintext(tls, chunk, bytes)?
-            {
-                return Ok(false);
+        // What came with the end of the handshake is there before anything is read.
+        if let Some(tls) = &mut self.tls
+            && !take_plaintext(tls, bytes)?
+        {
+            return Ok(false);
+        }
+        while bytes.len() < len_max {
+            let len = match self.socket.read(&mut self.chunk) {
+                Ok(0) => return Ok(false),
+                Ok(len) => len,
+                Err(error) if is_not_now(&error) => return Ok(true),
+                Err(error) => return Err(error),
+            };
+            let mut rest = &self.chunk[..len];
+            match &mut self.tls {
+                None => bytes.extend_from_slice(rest),
+                Some(tls) => {
+                    while !rest.is_empty() {
+                        tls.read_tls(&mut rest)?;
+                        tls.process_new_packets().map_err(io::Error::other)?;
+                        if !take_plaintext(tls, bytes)? {
+                            return Ok(false);
+                        }
+                    }
+                }
             }
-            if bytes.len() >= len_max {
+            if len < self.chunk.len() {
+                // That was all; whoever waits for the socket is told of more.
                 return Ok(true);
             }
-            let read = match &mut self.tls {
-                Some(tls) => tls.read_tls(&mut self.socket),
-                None => self.socket.read(chunk),
-            };
-            match (read, &mut self.tls) {
-                (Ok(0), _) => return Ok(false),
-                (Ok(len), None) => bytes.extend_from_slice(&chunk[..len]),
-                (Ok(_), Some(tls)) => {
-                    tls.process_new_packets().map_err(io::Error::other)?;
-                }
-                (Err(error), _) if is_not_now(&error) => return Ok(true),
-                (Err(error), _) => return Err(error),
-            }
         }
+        Ok(true)
     }
 
     /// Queues bytes. [`Conn::flush`] sends them.
@@ -302,11 +316,16 @@ impl Conn {
 }
 
 /// Appends what was decrypted. False if the peer has said that nothing follows.
-fn take_plaintext(tls: &mut Connection, chunk: &mut [u8], bytes: &mut Vec<u8>) -> io::Result<bool> {
+fn take_plaintext(tls: &mut Connection, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    let mut reader = tls.reader();
     loop {
-        match tls.reader().read(chunk) {
-            Ok(0) => return Ok(false),
-            Ok(len) => bytes.extend_from_slice(&chunk[..len]),
+        match reader.fill_buf() {
+            Ok([]) => return Ok(false),
+            Ok(part) => {
+                bytes.extend_from_slice(part);
+                let len = part.len();
+                reader.consume(len);
+            }
             Err(error) if is_not_now(&error) => return Ok(true),
             // A process that was killed says no goodbye; frames have lengths of their own.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),

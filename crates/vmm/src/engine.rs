@@ -72,6 +72,8 @@ pub(crate) struct Engine {
     /// Numbers of the next byte of each console.
     console_next: [u64; 2],
     recording: Option<Recording>,
+    /// Somebody may follow the log: the machine was saved for a backup.
+    is_followed: bool,
 }
 
 /// What to do after a step of the loop.
@@ -121,7 +123,8 @@ impl Engine {
         recording: Option<Recording>,
     ) -> Engine {
         let (console_next, handed_over) = ([0; 2], Nanos(0));
-        Engine { links, rng, items: Vec::new(), handed_over, console_next, recording }
+        let (items, is_followed) = (Vec::new(), false);
+        Engine { links, rng, items, handed_over, console_next, recording, is_followed }
     }
 
     /// Runs `machine`, which was just powered on, until [`Command::Finish`], with another engine beside it if
@@ -328,6 +331,7 @@ impl Engine {
                 Command::TakeSnapshot(generation) => {
                     let began = now();
                     self.publish(live, false);
+                    self.is_followed = true;
                     let state = StartState {
                         console_next: self.console_next,
                         entropy_wanted: live.entropy_wanted.clone(),
@@ -357,9 +361,10 @@ impl Engine {
         };
         let mut entries = live.recorder.take_entries();
         let entry = entries.pop().expect("an entry was just written");
-        self.record(&entry);
         let bytes = encode_entry(&entry);
-        self.items.push(Item::Entry(ft::Entry::control(control, bytes)));
+        let len = bytes.len() as u64;
+        self.items.push(Item::Entry { entry: ft::Entry::control(control, bytes), len });
+        self.record(entry);
         self.publish(live, true);
     }
 
@@ -438,13 +443,15 @@ impl Engine {
         let mut urgent = at_once;
         let mut next_output = live.recorder.poll_output();
         for entry in entries {
-            self.record(&entry);
             pos.0 += 1;
             let done = match &entry.body {
                 Body::Event(Event::DiskDone { disk, request, .. }) => Some((*disk, *request)),
                 _ => None,
             };
-            self.items.push(Item::Entry(ft::Entry::event(encode_entry(&entry))));
+            let bytes = if self.is_followed { encode_entry(&entry) } else { Vec::new() };
+            let len = if self.is_followed { bytes.len() as u64 } else { encoded_len(&entry) };
+            self.items.push(Item::Entry { entry: ft::Entry::event(bytes), len });
+            self.record(entry);
             if let Some((disk, request)) = done {
                 self.items.push(Item::DiskDone { disk, request });
             }
@@ -476,9 +483,9 @@ impl Engine {
         self.items.push(Item::Output(Produced { pos, output: Arc::new(output), console_first }));
     }
 
-    fn record(&mut self, entry: &Entry) {
+    fn record(&mut self, entry: Entry) {
         if let Some(recording) = &mut self.recording {
-            recording.push(entry.clone());
+            recording.push(entry);
         }
     }
 
@@ -509,7 +516,7 @@ impl Engine {
         };
         live.recorder.record_end(end);
         for entry in live.recorder.take_entries() {
-            self.record(&entry);
+            self.record(entry);
         }
         if let Some(recording) = self.recording.take()
             && let Err(error) = recording.finish()
@@ -647,7 +654,14 @@ pub(crate) fn console_index(console: Console) -> usize {
 
 /// An entry as it travels on the channel.
 fn encode_entry(entry: &Entry) -> Vec<u8> {
-    postcard::to_stdvec(entry).expect("plain data always serializes")
+    let bytes = Vec::with_capacity(entry.held_bytes());
+    postcard::to_io(entry, bytes).expect("plain data always serializes")
+}
+
+/// The length of what [`encode_entry`] would write.
+fn encoded_len(entry: &Entry) -> u64 {
+    let len = postcard::serialize_with_flavor(entry, postcard::ser_flavors::Size::default());
+    len.map_or(0, |len: usize| len as u64)
 }
 
 /// What [`encode_entry`] wrote.

@@ -64,6 +64,10 @@ struct Mail {
     inputs: Inputs,
     /// Something came that a waiting machine has not looked at.
     news: bool,
+    /// The machine's thread waits: it has to be woken.
+    waits: bool,
+    /// How many threads wait for room.
+    typists: u32,
 }
 
 /// The queue to the machine's thread.
@@ -82,9 +86,17 @@ impl Mailbox {
     fn put(&self, put: impl FnOnce(&mut Mail)) {
         let mut mail = self.lock();
         put(&mut mail);
+        self.tell(mail);
+    }
+
+    /// Wakes the machine's thread, if it waits: a wake-up that nobody needs is a system call, too.
+    fn tell(&self, mut mail: MutexGuard<'_, Mail>) {
         mail.news = true;
+        let waits = mail.waits;
         drop(mail);
-        self.came.notify_one();
+        if waits {
+            self.came.notify_one();
+        }
     }
 
     pub(crate) fn command(&self, command: Command) {
@@ -117,12 +129,12 @@ impl Mailbox {
             if left.is_zero() {
                 return false;
             }
+            mail.typists += 1;
             mail = self.taken.wait_timeout(mail, left).unwrap_or_else(PoisonError::into_inner).0;
+            mail.typists -= 1;
         }
         mail.inputs.console(console).extend(bytes);
-        mail.news = true;
-        drop(mail);
-        self.came.notify_one();
+        self.tell(mail);
         true
     }
 
@@ -135,8 +147,11 @@ impl Mailbox {
         let mut mail = self.lock();
         mail.news = !mail.commands.is_empty();
         let taken = take(&mut mail.inputs);
+        let has_typists = mail.typists > 0;
         drop(mail);
-        self.taken.notify_all();
+        if has_typists {
+            self.taken.notify_all();
+        }
         taken
     }
 
@@ -144,7 +159,9 @@ impl Mailbox {
     pub(crate) fn wait_for_disk(&self, count: usize) {
         let mut mail = self.lock();
         while mail.inputs.disk.len() < count && mail.commands.is_empty() {
+            mail.waits = true;
             mail = self.came.wait(mail).unwrap_or_else(PoisonError::into_inner);
+            mail.waits = false;
         }
     }
 
@@ -153,6 +170,7 @@ impl Mailbox {
         let mut mail = self.lock();
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         while !mail.news && mail.commands.is_empty() {
+            mail.waits = true;
             mail = match deadline {
                 None => self.came.wait(mail).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
@@ -164,6 +182,7 @@ impl Mailbox {
                 }
             };
         }
+        mail.waits = false;
         mail.news = false;
     }
 }
@@ -171,8 +190,8 @@ impl Mailbox {
 /// What the machine did.
 #[derive(Debug)]
 pub(crate) enum Item {
-    /// It wrote an entry to the log.
-    Entry(ft::Entry),
+    /// It wrote an entry to the log, so many bytes. They are there only if somebody may follow the log.
+    Entry { entry: ft::Entry, len: u64 },
     /// It produced an output.
     Output(Produced),
     /// A disk request has its completion in the log.

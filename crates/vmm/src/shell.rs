@@ -52,6 +52,8 @@ const ANNOUNCE_AFTER: [Nanos; 4] =
     [Nanos(0), Nanos(100_000_000), Nanos(400_000_000), Nanos(1_500_000_000)];
 /// One look at the arbiter takes no longer.
 const ARBITER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Memory that is kept for the next message.
+const FRAME_ROOM_LEN: usize = 1 << 20;
 /// Clients of a console that ends are told so within this time, or are not waited for.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
@@ -267,6 +269,8 @@ pub(crate) struct Shell {
     /// When this side went live, until its first output.
     awaits_first_output: bool,
     log_bytes: u64,
+    /// Room for the next message.
+    frame: Vec<u8>,
     icount: u64,
     ended: Option<Ended>,
     guest_end: Option<Off>,
@@ -304,6 +308,7 @@ impl Shell {
             follows,
             awaits_first_output: false,
             log_bytes: 0,
+            frame: Vec::new(),
             icount: 0,
             ended: None,
             guest_end: None,
@@ -498,8 +503,8 @@ impl Shell {
 
     fn handle_item(&mut self, item: Item) {
         match item {
-            Item::Entry(entry) => {
-                self.log_bytes += entry.bytes.len() as u64;
+            Item::Entry { entry, len } => {
+                self.log_bytes += len;
                 self.parts.node.handle_append(now(), entry);
             }
             Item::Output(produced) => self.handle_output(produced),
@@ -698,9 +703,10 @@ impl Shell {
 
     fn send(&mut self, message: &Message) {
         if let Some(channel) = &mut self.channel {
-            let mut frame = Vec::new();
-            wire::encode(message, &mut frame);
-            channel.conn.write(&frame);
+            wire::encode(message, &mut self.frame);
+            channel.conn.write(&self.frame);
+            self.frame.clear();
+            self.frame.shrink_to(FRAME_ROOM_LEN);
             // At once: what leads to an output's release must not wait for this loop's end.
             if channel.conn.flush().is_err() {
                 self.lose_channel();

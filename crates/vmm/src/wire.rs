@@ -30,11 +30,15 @@ pub enum WireError {
 
 /// Appends `message` as a frame to `bytes`.
 pub fn encode(message: &Message, bytes: &mut Vec<u8>) {
-    let payload = postcard::to_stdvec(message).expect("plain data always serializes");
+    let head = bytes.len();
+    bytes.extend_from_slice(&[0; HEAD_LEN]);
+    let written = postcard::to_io(message, &mut *bytes);
+    written.expect("plain data always serializes");
+    let payload = &bytes[head + HEAD_LEN..];
     let len = u32::try_from(payload.len()).expect("a message is far below 4 GiB");
-    bytes.extend_from_slice(&len.to_le_bytes());
-    bytes.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
-    bytes.extend_from_slice(&payload);
+    let crc = crc32fast::hash(payload);
+    bytes[head..head + 4].copy_from_slice(&len.to_le_bytes());
+    bytes[head + 4..head + HEAD_LEN].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Cuts a byte stream into messages.
