@@ -422,7 +422,19 @@ impl Writer {
         let goes_down = self.rng.one_in(4);
         for pointer in pointers {
             let at = self.rng.below(PAGE) & pick(&[!0, !7, !15, !15], &mut self.rng);
-            self.load(pointer, DATA + if goes_down { PAGE } else { 0 } + at);
+            // Far from the table of functions. Next to the last two are pages with other rights.
+            const STARTS: [u64; 8] = [
+                DATA_ALIAS + 3 * PAGE,
+                DATA_ALIAS + 3 * PAGE,
+                DATA_ALIAS + 4 * PAGE,
+                DATA_ALIAS + 4 * PAGE,
+                DATA_ALIAS + 5 * PAGE,
+                DATA_ALIAS + 5 * PAGE,
+                DATA_ALIAS + 7 * PAGE,
+                DATA + 3 * PAGE,
+            ];
+            let start = pick(&STARTS, &mut self.rng);
+            self.load(pointer, start + at);
         }
         self.load(index, 0);
         let rounds = 1 + self.rng.below(2 * PAGE / step);
