@@ -59,6 +59,7 @@ fn random_programs_cannot_tell_a_translator_whose_host_has_less_than_their_cpu()
     assert!(duel.engine_steps > duel.steps / 2, "the engine made {} steps", duel.engine_steps);
 }
 
+/// behaviour 28
 #[test]
 fn random_programs_cannot_tell_a_translator_that_takes_every_loop_for_a_long_one() {
     if let Err(error) = EngineKind::Translator.make() {
