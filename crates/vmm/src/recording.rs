@@ -287,12 +287,12 @@ mod tests {
     fn a_recording_that_is_dropped_has_what_was_flushed() {
         let path = std::env::temp_dir().join(format!("lockstep-dropped-{}", std::process::id()));
         let mut recording = Recording::create(&path, b"start", LogPos(0), Icount(0)).unwrap();
-        recording.push(entry(0, 1 << 20));
+        recording.push(entry(0, 15 << 20));
         recording.flush().unwrap();
         drop(recording);
         let found = read(&path);
         std::fs::remove_file(&path).unwrap();
-        assert!(found == [entry(0, 1 << 20)]);
+        assert!(found == [entry(0, 15 << 20)]);
     }
 
     #[test]

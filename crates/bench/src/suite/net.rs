@@ -15,6 +15,7 @@ use super::marks::Mark;
 use super::session::{Session, cpu_s_of};
 use super::subjects::{NativeDisk, Net, Stage, Subject};
 use super::{SuiteArgs, table};
+use crate::ft::beside_replays;
 use crate::site::{Site, text};
 use crate::stats::median;
 
@@ -25,6 +26,8 @@ enum Server {
     Alone(Subject),
     /// A guest on a host of the lab: what a protected one is to be compared with.
     Unprotected,
+    /// The same while a recording is replayed on another host, as a backup executes there.
+    Beside,
     /// A guest on that host with a backup on another.
     Protected,
 }
@@ -38,6 +41,7 @@ impl Server {
         match self {
             Server::Alone(subject) => subject.name(),
             Server::Unprotected => "on a host of the lab",
+            Server::Beside => "the same beside a replay",
             Server::Protected => "protected",
         }
     }
@@ -63,11 +67,12 @@ const TRIAL_REQUESTS: u32 = 2000;
 const MEASURE_S: f64 = 5.0;
 const BOOT_MAX: Duration = Duration::from_secs(120);
 /// In the order in which they take turns.
-const SERVERS: [Server; 7] = [
+const SERVERS: [Server; 8] = [
     Server::Alone(Subject::Native),
     Server::Alone(Subject::Unrecorded),
     Server::Alone(Subject::Recording),
     Server::Unprotected,
+    Server::Beside,
     Server::Protected,
     Server::Alone(Subject::Qemu),
     Server::Alone(Subject::QemuRecording),
@@ -97,6 +102,7 @@ pub(crate) fn measure(
                 Server::Alone(Subject::Native) => bench.native(),
                 Server::Alone(subject) => bench.guest(*subject),
                 Server::Unprotected => bench.unprotected(),
+                Server::Beside => bench.beside_a_replay(),
                 Server::Protected => bench.protected(round),
             };
             let found = found.with_context(|| format!("cannot measure {}", server.name()))?;
@@ -162,6 +168,12 @@ impl NetBench<'_> {
         let mut command = self.lab.command(Host::A, "env");
         command.arg(guest.get_program()).args(guest.get_args());
         self.served(Server::Unprotected.name(), command)
+    }
+
+    /// The same while what was recorded in this round is replayed.
+    fn beside_a_replay(&self) -> Result<Rates> {
+        let recording = self.stage.recording();
+        beside_replays(self.lab, self.site, &recording, || self.unprotected())
     }
 
     fn served(&self, name: &str, command: Command) -> Result<Rates> {

@@ -165,7 +165,8 @@ impl Stage {
         })
     }
 
-    fn recording(&self) -> PathBuf {
+    /// Where the last recording is.
+    pub(crate) fn recording(&self) -> PathBuf {
         self.work.join("suite.log")
     }
 
