@@ -9,7 +9,8 @@ use cpu::{Rights, SecondLevel};
 
 use crate::avx;
 use crate::emit::{Alu, Emitter, RegMem, cc, reg};
-use crate::memory::{TLB_DISTANCE, TLB_RAM, TLB_WRITE};
+use crate::memory::{TLB_DISTANCE, TLB_RAM, TLB_WRITE, tlb_tag};
+use crate::scan::Access;
 use crate::sides::{self, SideState, SideStubs};
 use crate::x87::{self, X87Context};
 
@@ -261,17 +262,22 @@ const LEFT: [(i32, i32); 13] = [
     (slot::PIN_DELTA, at!(pin_delta)),
 ];
 
+/// Sizes of accesses that have a stub of their own: 1 to 32 bytes.
+const SLOW_SIZES: usize = 6;
+
 /// Addresses of the stubs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stubs {
     /// `extern "sysv64" fn(*mut Context, code)`.
     pub(crate) enter: u64,
-    /// Leaves translated code.
+    /// Leaves translated code, by the site in S.
     pub(crate) exit: u64,
     /// Called with a linear address in S and a size, with bit 16 set for a store, in T; comes back
-    /// with a host address in S, or 0. Bits 24 and up of T may have the number of a vector register and 1: then it
-    /// may come back with [`crate::translator::SLOW_STORED`].
+    /// with a host address in S, or 0, which it is then compared with. Bits 24 and up of T may have the number of a vector
+    /// register and 1: then it may come back with [`crate::translator::SLOW_STORED`].
     pub(crate) slow: u64,
+    /// The same after a look-up, with what that leaves in S and T: for loads and for stores, by the logarithm of the size.
+    pub(crate) slow_after: [[u64; SLOW_SIZES]; 2],
     /// Called with the steps left of the budget in S; comes back with the time stamp counter in S. T is lost.
     pub(crate) time_stamp: u64,
     /// Jumped to with a linear address in T where the entry of the jump table that S points to does not serve: goes on there
@@ -298,10 +304,16 @@ const SAVED: [u8; 6] = [reg::RBX, reg::RBP, reg::R12, reg::R13, reg::R14, reg::R
 const CALLER_SAVED: [u8; 7] = [reg::RAX, reg::RCX, reg::RDX, reg::RSI, reg::RDI, reg::R8, reg::R9];
 
 impl Emitter {
-    /// Leaves by a site.
+    /// Leaves by a site, with [`Stubs::exit`].
     pub(crate) fn leave(&mut self, site: u32, exit: u64) {
-        self.store_imm64(reg::RSP, slot::SITE, site as i32);
+        self.mov_imm32(S, site);
         self.jmp_to(exit);
+    }
+
+    /// Goes on in a stub that may leave by a site.
+    pub(crate) fn go_on_in(&mut self, stub: u64, site: u32) {
+        self.store_imm64(reg::RSP, slot::SITE, site as i32);
+        self.jmp_to(stub);
     }
 }
 
@@ -356,8 +368,11 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.jump_by_other_entry().fill_with_address(e);
     let leave_far = e.here();
     e.store(reg::RSP, slot::TARGET, T);
+    let is_noted = e.jmp();
 
     let exit = e.here();
+    e.store(reg::RSP, slot::SITE, S);
+    e.fill(is_noted);
     e.load(T, reg::RSP, slot::SHARED);
     e.store(T, at!(flags), reg::RAX);
     e.store(T, at!(budget), BUDGET);
@@ -390,6 +405,16 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     let slow = e.here();
     refill(e);
     call_out(e, callees.slow, 0);
+    let slow_after = [false, true].map(|write| {
+        std::array::from_fn(|size| {
+            let access = Access { bytes: 1 << size, write, aligned: false };
+            let start = e.here();
+            e.alu_mem(Alu::Add, S, T, tlb_tag(access));
+            e.mov_imm32(T, slow_word(access));
+            e.jmp_to(slow);
+            start
+        })
+    });
     let time_stamp = call_out(e, callees.time_stamp, 0);
 
     let repin = e.here();
@@ -416,6 +441,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
         enter,
         exit,
         slow,
+        slow_after,
         time_stamp,
         far_by_other,
         leave_far,
@@ -476,7 +502,7 @@ fn refill(e: &mut Emitter) {
     e.alu_imm(Alu::And, reg::RDX, -4096);
     e.alu(Alu::Sub, reg::RAX, reg::RDX);
     e.store(reg::RCX, TLB_DISTANCE, reg::RAX);
-    e.alu(Alu::Add, S, reg::RAX);
+    e.alu(Alu::Add, S, reg::RAX); // not 0
     for r in USED.into_iter().rev() {
         e.pop(r);
     }
@@ -543,6 +569,21 @@ pub(crate) fn call_out(e: &mut Emitter, function: u64, pushed: i32) -> u64 {
     for r in CALLER_SAVED.into_iter().rev() {
         e.pop(r);
     }
+    e.test(S, S);
     e.ret();
     start
+}
+
+/// What the slow path wants to know of an access.
+pub(crate) fn slow_word(access: Access) -> u32 {
+    access.bytes | u32::from(access.write) << 16
+}
+
+impl Stubs {
+    /// The slow path after a look-up for this access, if there is one of its own.
+    pub(crate) fn slow_after(&self, access: Access) -> Option<u64> {
+        let stubs = &self.slow_after[usize::from(access.write)];
+        let size = access.bytes.is_power_of_two().then(|| access.bytes.trailing_zeros())?;
+        stubs.get(size as usize).copied()
+    }
 }

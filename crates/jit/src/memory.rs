@@ -4,7 +4,7 @@
 use x86::iced::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::emit::{Alu, Hole, RegMem, cc, reg};
-use crate::frame::{Home, S, T, home, slot};
+use crate::frame::{Home, S, T, home, slot, slow_word};
 use crate::plan::{Check, Group};
 use crate::scan::{Access, Kind};
 use crate::translate::{Cold, Exit, FlagState, Flavour, Gen};
@@ -435,15 +435,14 @@ impl Gen<'_> {
     /// goes on behind the instruction.
     pub(crate) fn call_slow(&mut self, access: Access, stored: Option<Stored>) {
         let register = stored.map_or(0, |it| u32::from(it.register) + 1);
-        let word = access.bytes | u32::from(access.write) << 16 | register << 24;
-        self.e.mov_imm32(T, word);
+        self.e.mov_imm32(T, slow_word(access) | register << 24);
         self.e.call_to(self.stubs.slow);
         if let Some(it) = stored {
             self.e.alu_imm(Alu::Cmp, S, SLOW_STORED as i32);
             let done = self.e.jcc(cc::E);
             self.e.fill_to(done, it.next);
+            self.e.test(S, S);
         }
-        self.e.test(S, S);
     }
 
     /// S = place on its page of the linear address in S, T = the TLB entry, if the branch is not taken: then

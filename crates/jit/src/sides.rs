@@ -298,7 +298,7 @@ impl Gen<'_> {
 
     fn go_to_side(&mut self, at: u16, stub: u64) {
         let site = self.site(at, 0, Exit::Indirect { rsp: 0 });
-        self.e.leave(site, stub);
+        self.e.go_on_in(stub, site);
     }
 
     /// MOV from a control register, by its place in [`Context::control`].

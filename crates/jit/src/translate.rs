@@ -387,8 +387,13 @@ impl<'a> Gen<'a> {
         match cold {
             Cold::Slow { hole, back, access, from, flags, site, stored } => {
                 self.e.fill(hole);
-                self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
-                self.call_slow(access, stored);
+                match self.stubs.slow_after(access) {
+                    Some(stub) if stored.is_none() => self.e.call_to(stub),
+                    _ => {
+                        self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
+                        self.call_slow(access, stored);
+                    }
+                }
                 if from.is_some() {
                     let refused = self.e.jcc(cc::E);
                     self.see_from(from);
@@ -429,7 +434,7 @@ impl<'a> Gen<'a> {
             }
             Cold::Elsewhere { elsewhere, site } => {
                 elsewhere.fill_with_address(&mut self.e);
-                self.e.leave(site, self.stubs.far_by_other);
+                self.e.go_on_in(self.stubs.far_by_other, site);
             }
             Cold::Unlinked { hole, site } => {
                 self.e.fill(hole);
