@@ -83,8 +83,7 @@ impl Gen<'_> {
         // Leads to a way out until the translator has found the code.
         let hole = self.e.lea_rip(T);
         self.e.store(S, field::CODE, T);
-        let site = self.link_site(at, place, hole);
-        self.cold.push(Cold::Unlinked { hole, site });
+        self.cold.push(Cold::UnlinkedReturn { hole, at, target: place });
     }
 
     /// Goes on at the linear address in T, to which the return at `at` leads.

@@ -39,6 +39,9 @@ pub(crate) enum Exit {
     /// Goes on at a place on the same page; the jump whose distance is at this offset in the cache can be
     /// made to lead there, to a plain translation if it says so.
     Link { target: u16, patch: u32, plain: bool },
+    /// A return leads here that is not linked: as [`Exit::Link`], but the address at `patch` is noted by calls, and some
+    /// may have noted that of the way out, which is at `out` in the cache.
+    Return { target: u16, patch: u32, out: u32 },
     /// Goes on at this distance from the page.
     Goto { target: i64 },
     /// Goes on at this distance from the page, which is on another one.
@@ -83,7 +86,7 @@ impl Exit {
         match self {
             Exit::Interpret => ExitKind::Interpret,
             Exit::Budget { .. } => ExitKind::Budget,
-            Exit::Link { .. } => ExitKind::Link,
+            Exit::Link { .. } | Exit::Return { .. } => ExitKind::Link,
             Exit::Goto { .. } => ExitKind::Goto,
             Exit::Cross(_) => ExitKind::Cross,
             Exit::Indirect { .. } => ExitKind::Indirect,
@@ -187,6 +190,8 @@ pub(crate) enum Cold {
     Elsewhere { elsewhere: Elsewhere, site: u32 },
     /// A jump that has not been made to lead anywhere yet.
     Unlinked { hole: Hole, site: u32 },
+    /// The same for where a call returns to, at this place on the page.
+    UnlinkedReturn { hole: Hole, at: u16, target: u16 },
     /// A jump to another page, to this distance from the running code's, under a key for which it was not made to lead there.
     OtherKey { hole: Hole, target: u64, site: u32, crossing: Crossing },
     /// A return that does not lead to where the last call came from.
@@ -440,6 +445,13 @@ impl<'a> Gen<'a> {
                 self.e.fill(hole);
                 self.leave(site);
             }
+            Cold::UnlinkedReturn { hole, at, target } => {
+                self.e.fill(hole);
+                let patch = self.in_cache(self.e.address_of(hole));
+                let out = self.in_cache(self.e.here());
+                let site = self.site(at, 0, Exit::Return { target, patch, out });
+                self.leave(site);
+            }
             Cold::OtherKey { hole, target, site, crossing } => {
                 self.e.fill(hole);
                 self.page_address(T, target);
@@ -561,12 +573,6 @@ impl<'a> Gen<'a> {
         let patch = self.in_cache(self.e.address_of(hole));
         let site = self.site(at, 0, Exit::Link { target, patch, plain });
         self.cold.push(Cold::Unlinked { hole, site });
-    }
-
-    /// The way out from where an address of code is to be filled in, after the instruction at `at`.
-    pub(crate) fn link_site(&mut self, at: u16, target: u16, hole: Hole) -> u32 {
-        let patch = self.in_cache(self.e.address_of(hole));
-        self.site(at, 0, Exit::Link { target, patch, plain: false })
     }
 
     /// Goes on at the linear address in T, after the branch at `at`. Each has a jump of its own: the host predicts by

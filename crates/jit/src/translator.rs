@@ -468,8 +468,13 @@ impl Translator {
         let mut emitter = Emitter::new(exit);
         emitter.leave(self.sites.len() as u32 - 1, self.stubs.exit);
         self.memory.write(self.space.cold.take(emitter.bytes.len()), &emitter.bytes);
+        self.overwrite(offset, exit);
+    }
+
+    /// Puts a jump to `to` at an offset of the cache.
+    fn overwrite(&mut self, offset: usize, to: u64) {
         let mut jump = Emitter::new(self.memory.base() + offset as u64);
-        jump.jmp_to(exit);
+        jump.jmp_to(to);
         self.memory.write(offset, &jump.bytes);
     }
 
@@ -542,6 +547,8 @@ impl Engine for Translator {
         // The jump that led here and can be made to lead on without leaving.
         let mut patch = None;
         let mut plain = false;
+        // Likewise the way out that a return has found.
+        let mut out: Option<u32> = None;
         // The same for a jump between pages, with the key under which it was made.
         let mut crossing = None;
         let next = loop {
@@ -569,7 +576,11 @@ impl Engine for Translator {
                 && clears == self.clears
             {
                 self.link(at, near);
+                if let Some(out) = out.take() {
+                    self.overwrite(out as usize, near);
+                }
             }
+            out = None;
             let context = cpu.code_context(rip);
             let key = self.key_of(context, rip);
             if let Some((crossing, from)) = crossing.take()
@@ -629,6 +640,10 @@ impl Engine for Translator {
                     rip = page + u64::from(target);
                     patch = Some(at);
                     plain = to_plain;
+                }
+                Exit::Return { target, patch: at, out: way } => {
+                    rip = page + u64::from(target);
+                    (patch, out) = (Some(at), Some(way));
                 }
                 Exit::Goto { target } => rip = page.wrapping_add_signed(target),
                 Exit::Cross(jump) => {

@@ -1,12 +1,14 @@
 //! What a kernel does between a program and itself: the same in the translator and on the interpreter, with cuts and
 //! interrupts anywhere, and without leaving the translator.
 
+mod both;
 #[path = "../../cpu/tests/common/mod.rs"]
 mod common;
 
-use base::{Icount, SeededRng};
+use base::Icount;
+use both::{INTERRUPT, STEPS, has_translator};
 use common::{CODE, HANDLERS, STACK, Vm};
-use cpu::{CpuStop, Engine, Marker, Profile};
+use cpu::{Engine, Marker, Profile};
 use jit::Translator;
 use x86::{Cr4, Rflags, Vector};
 
@@ -16,10 +18,8 @@ const KERNEL: u64 = 0x7_0000;
 /// Where GS points in the kernel: a place for the program's stack pointer, and the kernel's.
 const PER_CPU: u64 = 0x7_8000;
 const FAULT_STACK: u64 = 0x7_c000;
-const INTERRUPT: u8 = 0x40;
 /// As Linux has it.
 const FLAG_MASK: u64 = Rflags::ALL & !(Rflags::VM | Rflags::VIF | Rflags::VIP);
-const STEPS: u64 = 60_000;
 
 /// A program, and a kernel that SYSCALL leads to. The handler of interrupts returns at once; that of page faults counts in
 /// R14 and goes on behind an instruction of one byte.
@@ -60,27 +60,8 @@ fn guest(program: &[u8], kernel: &[u8]) -> Vm {
     vm
 }
 
-/// Runs a guest on both engines, compared at random cuts, half of them with an interrupt. Gives the translator's.
 fn compare(program: &[u8], kernel: &[u8], seed: u64) -> Vm {
-    let mut rng = SeededRng::new(seed);
-    let (mut ours, mut theirs) = (guest(program, kernel), guest(program, kernel));
-    let mut translator = Translator::new().expect("this host has a translator");
-    let mut at = 0;
-    while at < STEPS {
-        let len = [3, 40, 700][rng.below(3) as usize];
-        at += 1 + rng.below(len);
-        let stop = ours.cpu.run(&mut ours.mem, &mut ours.bus, Icount(at));
-        assert_eq!(stop, CpuStop::Reached, "at {at}");
-        let (mem, bus) = (&mut theirs.mem, &mut theirs.bus);
-        theirs.cpu.run_with(mem, bus, Icount(at), &mut translator);
-        let differences = ours.cpu.save().differences(&theirs.cpu.save());
-        assert_eq!(differences, Vec::<String>::new(), "at {at}");
-        assert_eq!(ours.bus, theirs.bus, "at {at}");
-        if rng.one_in(2) {
-            (ours.bus.interrupt, theirs.bus.interrupt) = (Some(INTERRUPT), Some(INTERRUPT));
-        }
-    }
-    theirs
+    both::compare(|| guest(program, kernel), seed)
 }
 
 /// The forms that the translator leaves to the interpreter in one go without interrupts.
@@ -92,14 +73,6 @@ fn left(program: &[u8], kernel: &[u8]) -> Vec<(String, u64)> {
     let entries = translator.stats().into_iter().find(|(name, _)| *name == "entries");
     assert!(entries.is_some_and(|(_, count)| count < 200), "{:?}", translator.stats());
     vm.cpu.profile().expect("it was set").left()
-}
-
-fn has_translator() -> bool {
-    let made = Translator::new();
-    if let Err(error) = &made {
-        eprintln!("skipped: {error}");
-    }
-    made.is_ok()
 }
 
 /// l: add rbx, 3; push rbx; syscall; pop rcx; adc rcx, rdx; jmp l
