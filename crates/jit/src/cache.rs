@@ -1,7 +1,8 @@
 //! Executable memory: one memfd mapped twice, once to write and once to run, so that no page is ever
-//! both writable and executable.
+//! both writable and executable. And large tables, which take memory only as they are used.
 
 use std::io;
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 
 const PAGE_BYTES: usize = 4096;
@@ -14,8 +15,9 @@ pub(crate) struct CodeMemory {
     write: Area,
     run: Area,
     len: usize,
-    /// So much from the start was written to, or made huge pages of as far as the host does that.
+    /// So much from the start consists of huge pages, as long as the host gives any.
     ready: usize,
+    gives_huge_pages: bool,
 }
 
 /// A mapping that begins where a huge page can.
@@ -47,9 +49,9 @@ impl CodeMemory {
         if unsafe { libc::ftruncate(fd, len as libc::off_t) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        let write = Area::new(fd, len, libc::PROT_READ | libc::PROT_WRITE)?;
-        let run = Area::new(fd, len, libc::PROT_READ | libc::PROT_EXEC)?;
-        Ok(CodeMemory { write, run, len, ready: 0 })
+        let write = Area::new(Some(fd), len, libc::PROT_READ | libc::PROT_WRITE)?;
+        let run = Area::new(Some(fd), len, libc::PROT_READ | libc::PROT_EXEC)?;
+        Ok(CodeMemory { write, run, len, ready: 0, gives_huge_pages: true })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -62,19 +64,20 @@ impl CodeMemory {
     }
 
     /// Asks for huge pages for what is about to be written for the first time: translations are many and short, and
-    /// jump to each other. A kernel that has none (before Linux 6.1, or where memory is short) refuses, and
-    /// nothing depends on it.
+    /// jump to each other. A kernel that has none (before Linux 6.1, or where memory is short) refuses, and is not asked
+    /// again; nothing depends on it.
     fn prepare(&mut self, end: usize) {
-        while self.ready < end {
+        while self.gives_huge_pages && self.ready < end {
             let len = HUGE_BYTES.min(self.len - self.ready);
             for area in [&self.write, &self.run] {
                 // SAFETY: inside both mappings. A page has to be there already for the kernel to begin with; reading
                 // gives it one. The advice does not change what the file holds.
-                unsafe {
+                let result = unsafe {
                     let at = area.base.add(self.ready);
                     at.as_ptr().read_volatile();
-                    libc::madvise(at.as_ptr().cast(), len, libc::MADV_COLLAPSE);
-                }
+                    libc::madvise(at.as_ptr().cast(), len, libc::MADV_COLLAPSE)
+                };
+                self.gives_huge_pages &= result == 0;
             }
             self.ready += len;
         }
@@ -143,9 +146,52 @@ fn reserve(len: usize) -> io::Result<NonNull<u8>> {
     NonNull::new(base.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
+/// A table that is all zeros at first.
+pub(crate) struct Zeroed<T> {
+    area: Area,
+    count: usize,
+    _holds: PhantomData<T>,
+}
+
+// SAFETY: the mapping is owned by this value alone.
+unsafe impl<T: Send> Send for Zeroed<T> {}
+
+impl<T: Copy> Zeroed<T> {
+    /// # Safety
+    /// Zeros have to be a value of the type.
+    pub(crate) unsafe fn new(count: usize) -> io::Result<Zeroed<T>> {
+        const { assert!(align_of::<T>() <= HUGE_BYTES) };
+        let len = count * size_of::<T>();
+        let area = Area::new(None, len, libc::PROT_READ | libc::PROT_WRITE)?;
+        // SAFETY: advice on a mapping of ours. A kernel without huge pages refuses, and nothing depends on it.
+        unsafe { libc::madvise(area.base.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        Ok(Zeroed { area, count, _holds: PhantomData })
+    }
+
+    pub(crate) fn get(&self) -> &[T] {
+        // SAFETY: so many lie in the mapping, which is aligned for them, and every bit pattern there is zero or was
+        // written as one of them. Translated code reads them, and only writes elsewhere.
+        unsafe { std::slice::from_raw_parts(self.area.base.as_ptr().cast(), self.count) }
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `&mut self` excludes everybody else.
+        unsafe { std::slice::from_raw_parts_mut(self.area.base.as_ptr().cast(), self.count) }
+    }
+
+    /// Makes all of it zeros again, and gives the memory back.
+    pub(crate) fn clear(&mut self) {
+        let len = self.count * size_of::<T>();
+        // SAFETY: a private mapping of ours, which holds zeros after this, as it did at first.
+        let result =
+            unsafe { libc::madvise(self.area.base.as_ptr().cast(), len, libc::MADV_DONTNEED) };
+        assert_eq!(result, 0, "memory of ours can be given back");
+    }
+}
+
 impl Area {
-    /// Maps a file from its start.
-    fn new(fd: i32, len: usize, protection: i32) -> io::Result<Area> {
+    /// Maps a file from its start, or memory of its own if there is none.
+    fn new(fd: Option<i32>, len: usize, protection: i32) -> io::Result<Area> {
         let around = len + HUGE_BYTES;
         let reserved = reserve(around)?;
         let skip = reserved.as_ptr().align_offset(HUGE_BYTES);
@@ -154,8 +200,12 @@ impl Area {
         let area = Area { base, reserved: (reserved, around) };
         // SAFETY: a part of the area that was reserved above and that nobody else knows.
         let mapped = unsafe {
-            let kind = libc::MAP_SHARED | libc::MAP_FIXED;
-            libc::mmap(base.as_ptr().cast(), len, protection, kind, fd, 0)
+            let kind = match fd {
+                Some(_) => libc::MAP_SHARED,
+                None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            };
+            let kind = kind | libc::MAP_FIXED;
+            libc::mmap(base.as_ptr().cast(), len, protection, kind, fd.unwrap_or(-1), 0)
         };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(area) }
     }

@@ -1,6 +1,9 @@
 //! The jump table: where the code of a linear address is, for jumps whose target is not known when they are translated.
 //! Translated code looks into it itself.
 
+use std::io;
+
+use crate::cache::Zeroed;
 use crate::emit::{Alu, Emitter, Hole, cc, reg};
 use crate::frame::{S, T, slot};
 
@@ -12,6 +15,7 @@ const JUMPS: usize = 1 << 16;
 #[repr(C)]
 pub(crate) struct Jump {
     pub(crate) linear: u64,
+    /// Not 0 in 64-bit mode.
     pub(crate) context: u64,
     pub(crate) code: u64,
     /// What [`slot::KEY`] becomes.
@@ -26,7 +30,14 @@ mod field {
     pub(super) const BYTES: i32 = 32;
 }
 
-const NO_JUMP: Jump = Jump { linear: u64::MAX, context: u64::MAX, code: 0, key: 0 };
+impl Jump {
+    /// As memory is at first.
+    const NONE: Jump = Jump { linear: 0, context: 0, code: 0, key: 0 };
+
+    fn is_none(&self) -> bool {
+        self.context == Jump::NONE.context
+    }
+}
 
 /// Two entries, each of which also serves addresses of which the other one has too many. They share a line of the host's
 /// cache, and their addresses differ in one bit.
@@ -34,9 +45,10 @@ const NO_JUMP: Jump = Jump { linear: u64::MAX, context: u64::MAX, code: 0, key: 
 #[repr(C, align(64))]
 struct Pair([Jump; 2]);
 
-/// A table for each address space that the TLB keeps, so that the kernel's jumps are there for all of them.
+/// A table for each address space that the TLB keeps, so that the kernel's jumps are there for all of them. Memory is
+/// taken for those that are used.
 pub(crate) struct JumpTable {
-    pairs: Box<[Pair]>,
+    pairs: Zeroed<Pair>,
     /// The pairs that are not empty, as long as they are few.
     used: Vec<u32>,
 }
@@ -45,14 +57,15 @@ pub(crate) struct JumpTable {
 const FEW: usize = 1 << 14;
 
 impl JumpTable {
-    pub(crate) fn new(spaces: usize) -> JumpTable {
-        let pairs = vec![Pair([NO_JUMP; 2]); spaces * JUMPS / 2].into_boxed_slice();
-        JumpTable { pairs, used: Vec::new() }
+    pub(crate) fn new(spaces: usize) -> io::Result<JumpTable> {
+        // SAFETY: pairs are plain numbers, which may be 0.
+        let pairs = unsafe { Zeroed::new(spaces * JUMPS / 2)? };
+        Ok(JumpTable { pairs, used: Vec::new() })
     }
 
     /// The table of an address space, as translated code reads it.
     pub(crate) fn of_space(&self, space: usize) -> u64 {
-        self.pairs[space * JUMPS / 2..].as_ptr() as u64
+        self.pairs.get()[space * JUMPS / 2..].as_ptr() as u64
     }
 
     fn place(space: usize, linear: u64) -> (usize, usize) {
@@ -64,27 +77,28 @@ impl JumpTable {
     pub(crate) fn get(&self, space: usize, linear: u64, context: u64) -> Option<u64> {
         let (pair, _) = JumpTable::place(space, linear);
         let known = |jump: &&Jump| jump.linear == linear && jump.context == context;
-        self.pairs[pair].0.iter().find(known).map(|jump| jump.code)
+        self.pairs.get()[pair].0.iter().find(known).map(|jump| jump.code)
     }
 
     pub(crate) fn insert(&mut self, space: usize, jump: Jump) {
         let (index, first) = JumpTable::place(space, jump.linear);
-        let pair = &mut self.pairs[index].0;
-        if self.used.len() < FEW && pair.iter().all(|jump| jump.linear == NO_JUMP.linear) {
+        let pair = &mut self.pairs.get_mut()[index].0;
+        if self.used.len() < FEW && pair.iter().all(Jump::is_none) {
             self.used.push(index as u32);
         }
-        if pair[first].linear != jump.linear && pair[first].linear != NO_JUMP.linear {
+        if pair[first].linear != jump.linear && !pair[first].is_none() {
             pair[first ^ 1] = pair[first];
         }
         pair[first] = jump;
     }
 
     pub(crate) fn clear(&mut self) {
-        let empty = Pair([NO_JUMP; 2]);
         if self.used.len() < FEW {
-            self.used.drain(..).for_each(|index| self.pairs[index as usize] = empty);
+            let pairs = self.pairs.get_mut();
+            let empty = Pair([Jump::NONE; 2]);
+            self.used.drain(..).for_each(|index| pairs[index as usize] = empty);
         } else {
-            self.pairs.fill(empty);
+            self.pairs.clear();
             self.used.clear();
         }
     }
@@ -145,7 +159,7 @@ mod tests {
 
     #[test]
     fn two_addresses_that_meet_are_both_known() {
-        let mut table = JumpTable::new(2);
+        let mut table = JumpTable::new(2).unwrap();
         let jump = |linear, code| Jump { linear, context: 7, code, key: 0 };
         // Both have the same place.
         let (one, other) = (0x1_0000_0000, 0x2_0000_0000);
@@ -162,7 +176,7 @@ mod tests {
     #[test]
     fn nothing_is_known_after_clearing_however_many_there_were() {
         for count in [1, FEW as u64 + 10] {
-            let mut table = JumpTable::new(1);
+            let mut table = JumpTable::new(1).unwrap();
             for round in 0..2 {
                 let linear = |number: u64| number * 16;
                 for number in 0..count {
@@ -178,7 +192,7 @@ mod tests {
 
     #[test]
     fn the_two_of_a_pair_differ_in_one_bit_of_their_addresses() {
-        let table = JumpTable::new(1);
+        let table = JumpTable::new(1).unwrap();
         assert_eq!(table.of_space(0) % (2 * field::BYTES as u64), 0);
         assert_eq!(size_of::<Jump>(), field::BYTES as usize);
     }

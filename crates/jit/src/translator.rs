@@ -234,7 +234,7 @@ impl Translator {
             sites: Vec::new(),
             blocks: FxHashMap::default(),
             pages: FxHashMap::default(),
-            jumps: JumpTable::new(Cpu::ADDRESS_SPACES),
+            jumps: JumpTable::new(Cpu::ADDRESS_SPACES)?,
             returns,
             context,
             nowhere: Nowhere::new()?,
