@@ -52,11 +52,11 @@ impl Needs {
         if everything || names(&of_ours) {
             images.extend([images::BARE, images::REDIS]);
         }
-        let suite = everything || names(&of_all);
-        if suite {
+        let with_others = everything || names(&of_all);
+        if with_others || names(&["ft"]) {
             images.push(images::SUITE);
         }
-        Needs { images, qemu: suite && !names(&["--without-qemu"]) }
+        Needs { images, qemu: with_others && !names(&["--without-qemu"]) }
     }
 }
 
@@ -75,6 +75,9 @@ mod tests {
         let suite = Needs { images: vec![images::SUITE], qemu: true };
         assert_eq!(needs("suite --workload boot --rounds 1"), suite);
         assert_eq!(needs("net --without-qemu"), Needs { qemu: false, ..suite });
+        // A guest of the pair has a compiler.
+        let all = vec![images::BARE, images::REDIS, images::SUITE];
+        assert_eq!(needs("ft --pairs 9"), Needs { images: all, qemu: false });
     }
 
     #[test]

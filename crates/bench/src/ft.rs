@@ -1,4 +1,4 @@
-//! What protection costs on CPU-bound work: guest steps per second protected over unprotected.
+//! What protection costs work that needs the CPU: guest steps per second protected over unprotected.
 //!
 //! A backup executes what the primary does, so it takes a core. While the unprotected VM runs, a
 //! replay of another recording takes that core in its place: what is compared is protection, and not
@@ -13,17 +13,43 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use testbed::pair::Pair;
+use testbed::pair::{ImageSettings, Pair, PairConfig};
 use testbed::{Host, Lab, Process};
 
 use crate::site::{Site, number, status, text};
 use crate::stats::{median, quantile};
 
-/// Integer work without end, and no program is started on the way.
-const WORK: &str = "console=ttyS0 mitigations=off cryptomgr.notests quiet \
-    lockstep.run=\"echo work-$((40+2)); while :; do i=$((i + 1)); a=${i#1}$a; a=${a%???????}; done\"";
-/// What the console shows when the work begins.
-const BEGUN: &str = "work-42";
+/// What a guest does without end.
+struct Work {
+    name: &'static str,
+    title: &'static str,
+    image: &'static str,
+    /// The kernel's command line.
+    append: &'static str,
+    /// What the console shows when the work has begun.
+    begun: &'static str,
+}
+
+/// No program is started on the way.
+const INTEGER: Work = Work {
+    name: "cpu",
+    title: "CPU-bound work",
+    image: "redis",
+    append: "console=ttyS0 mitigations=off cryptomgr.notests quiet \
+        lockstep.run=\"echo work-$((40+2)); while :; do i=$((i + 1)); a=${i#1}$a; a=${a%???????}; done\"",
+    begun: "work-42",
+};
+
+/// What a compiler reads has been read once when it begins.
+const COMPILE: Work = Work {
+    name: "compile",
+    title: "a compiler, an assembler and a linker",
+    image: "suite",
+    append: "console=ttyS0 mitigations=off cryptomgr.notests quiet root=/dev/vda \
+        lockstep.run=\"while :; do suite gcc; done\"",
+    begun: "suite: answer gcc",
+};
+
 const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
 /// From there to the first sample: a backup that falls behind has done so by then.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -32,19 +58,33 @@ const END_TIMEOUT: Duration = Duration::from_secs(60);
 const CUT_SHORT: i32 = 5;
 
 pub(crate) fn measure(lab: &Lab, site: &Site, pairs: u32, window: Duration) -> Result<Value> {
-    let recording = record(lab, site, window)?;
-    println!("\nFT/non-FT on CPU-bound work: million guest steps per second, interleaved pairs");
+    let mut results = serde_json::Map::new();
+    for work in [&INTEGER, &COMPILE] {
+        results.insert(work.name.to_owned(), measure_work(lab, site, work, pairs, window)?);
+    }
+    Ok(results.into())
+}
+
+fn measure_work(
+    lab: &Lab,
+    site: &Site,
+    work: &Work,
+    pairs: u32,
+    window: Duration,
+) -> Result<Value> {
+    let recording = record(lab, site, work, window)?;
+    println!("\nFT/non-FT on {}: million guest steps per second, interleaved pairs", work.title);
     println!("  {:>4} {:>10} {:>12} {:>8}", "pair", "protected", "unprotected", "ratio");
     let mut runs = Vec::new();
     let mut ratios = Vec::new();
     for index in 0..pairs {
         // The order alternates, so that a drift of the host's speed favours neither.
         let (protected, unprotected) = if index % 2 == 0 {
-            let protected = protected(lab, site, index, window)?;
-            (protected, unprotected(lab, site, index, window, &recording)?)
+            let protected = protected(lab, site, work, index, window)?;
+            (protected, unprotected(lab, site, work, index, window, &recording)?)
         } else {
-            let unprotected = unprotected(lab, site, index, window, &recording)?;
-            (protected(lab, site, index, window)?, unprotected)
+            let unprotected = unprotected(lab, site, work, index, window, &recording)?;
+            (protected(lab, site, work, index, window)?, unprotected)
         };
         let ratio = protected / unprotected;
         println!(
@@ -63,21 +103,24 @@ pub(crate) fn measure(lab: &Lab, site: &Site, pairs: u32, window: Duration) -> R
     Ok(json!({ "pairs": runs, "ratio": { "median": mid, "quartile_1": q1, "quartile_3": q3 } }))
 }
 
-fn protected(lab: &Lab, site: &Site, index: u32, window: Duration) -> Result<f64> {
-    let config = site.pair(&format!("ft-{index}"), Some(WORK.to_owned()))?;
+fn protected(lab: &Lab, site: &Site, work: &Work, index: u32, window: Duration) -> Result<f64> {
+    let config = site.pair(&format!("ft-{}-{index}", work.name), Some(work.append.to_owned()))?;
+    let config = PairConfig { image: site.images.join(work.image), ..config };
     let mut pair = Pair::start(lab, config).map_err(text)?;
-    pair.side(Host::A).wait_for(BEGUN, BOOT_TIMEOUT).map_err(text)?;
+    pair.side(Host::A).wait_for(work.begun, BOOT_TIMEOUT).map_err(text)?;
     rate(|| pair.command(Host::A), window)
 }
 
 fn unprotected(
     lab: &Lab,
     site: &Site,
+    work: &Work,
     index: u32,
     window: Duration,
     recording: &Path,
 ) -> Result<f64> {
-    let solo = Solo { lab, site, work: site.folder(&format!("non-ft-{index}"))? };
+    let folder = site.folder(&format!("non-ft-{}-{index}", work.name))?;
+    let solo = Solo { lab, site, work, folder };
     let measure = || solo.start(&[]).and_then(|_vm| rate(|| solo.command(), window));
     beside_replays(lab, site, recording, measure)
 }
@@ -136,9 +179,10 @@ impl Drop for Killed {
 }
 
 /// Records the same work, to have something to replay.
-fn record(lab: &Lab, site: &Site, window: Duration) -> Result<PathBuf> {
-    let solo = Solo { lab, site, work: site.folder("recording")? };
-    let path = solo.work.join("log");
+fn record(lab: &Lab, site: &Site, work: &Work, window: Duration) -> Result<PathBuf> {
+    let folder = site.folder(&format!("recording-{}", work.name))?;
+    let solo = Solo { lab, site, work, folder };
+    let path = solo.folder.join("log");
     let mut vm = solo.start(&["--record", path.to_str().context("a path that is no text")?])?;
     thread::sleep(window);
     vm.signal(Signal::SIGTERM).context("cannot end the recording")?;
@@ -150,28 +194,30 @@ fn record(lab: &Lab, site: &Site, window: Duration) -> Result<PathBuf> {
 struct Solo<'a> {
     lab: &'a Lab,
     site: &'a Site,
-    work: PathBuf,
+    work: &'a Work,
+    folder: PathBuf,
 }
 
 impl Solo<'_> {
     /// Starts it and waits for the work.
     fn start(&self, flags: &[&str]) -> Result<Process> {
-        let image = self.site.images.join("redis");
+        let image = self.site.images.join(self.work.image);
+        let mem = ImageSettings::read(&image).map_err(text)?.mem.to_string();
         let mut command = self.command();
-        command.args(["run", "--name", "vm", "--mem", "256", "--append", WORK]);
+        command.args(["run", "--name", "vm", "--mem", &mem, "--append", self.work.append]);
         command.arg("--kernel").arg(image.join("vmlinuz"));
         command.arg("--initrd").arg(image.join("initrd.img"));
         command.arg("--disk").arg(format!("{},snapshot", image.join("disk.img").display()));
         command.args(["--net", &format!("packet:{}", self.lab.guest_interface())]);
         command.args(flags);
         let mut vm = Process::start("the unprotected VM", command)?;
-        vm.wait_for(BEGUN, BOOT_TIMEOUT).map_err(text)?;
+        vm.wait_for(self.work.begun, BOOT_TIMEOUT).map_err(text)?;
         Ok(vm)
     }
 
     fn command(&self) -> Command {
         let mut command = self.lab.command(Host::A, &program(self.site));
-        command.env("LOCKSTEP_RUN_DIR", self.work.join("run"));
+        command.env("LOCKSTEP_RUN_DIR", self.folder.join("run"));
         command
     }
 }
