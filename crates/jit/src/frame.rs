@@ -276,6 +276,8 @@ pub(crate) struct Stubs {
     /// with a host address in S, or 0, which it is then compared with. Bits 24 and up of T may have the number of a vector
     /// register and 1: then it may come back with [`crate::translator::SLOW_STORED`].
     pub(crate) slow: u64,
+    /// The same as `slow`, with 0 for what the TLB does not know on its second level, either.
+    pub(crate) known: u64,
     /// The same after a look-up, with what that leaves in S and T: for loads and for stores, by the logarithm of the size.
     pub(crate) slow_after: [[u64; SLOW_SIZES]; 2],
     /// Called with the steps left of the budget in S; comes back with the time stamp counter in S. T is lost.
@@ -405,6 +407,11 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     let slow = e.here();
     refill(e);
     call_out(e, callees.slow, 0);
+    let known = e.here();
+    refill(e);
+    e.mov_imm32(S, 0);
+    e.test(S, S);
+    e.ret();
     let slow_after = [false, true].map(|write| {
         std::array::from_fn(|size| {
             let access = Access { bytes: 1 << size, write, aligned: false };
@@ -441,6 +448,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
         enter,
         exit,
         slow,
+        known,
         slow_after,
         time_stamp,
         far_by_other,

@@ -7,7 +7,7 @@ use crate::emit::{Alu, Hole, cc, reg};
 use crate::frame::{BUDGET, S, T, slot};
 use crate::memory::TLB_DISTANCE;
 use crate::scan::Access;
-use crate::translate::Gen;
+use crate::translate::{Cold, Exit, Gen};
 
 impl Gen<'_> {
     /// REP MOVS or REP STOS, instruction `index`.
@@ -33,6 +33,7 @@ impl Gen<'_> {
             self.element_page(index, reg::RSI, false, &mut holes);
             self.e.store(reg::RSP, slot::TARGET, T);
         }
+        // A walk sets Accessed and Dirty, and an element that is moved may be the very table entry: it is read before.
         self.element_page(index, reg::RDI, true, &mut holes);
         self.leave_before(index, holes);
 
@@ -62,20 +63,31 @@ impl Gen<'_> {
     }
 
     /// T = host address of RCX elements at the linear address in `from`, at most a page of them, if no branch
-    /// is taken: if they are on one page and may be accessed. Uses S.
+    /// is taken: if they are on one page and may be accessed. Uses S. Where something was read before that is stored there,
+    /// the interpreter walks.
     fn element_page(&mut self, index: usize, from: u8, write: bool, holes: &mut Vec<Hole>) {
-        let scale = element(&self.trace.insns[index].ins).0.trailing_zeros() as u8;
+        let (size, opcode) = element(&self.trace.insns[index].ins);
+        let scale = size.trailing_zeros() as u8;
+        let moves = opcode & 0xfe == 0xa4;
+        self.e.mov(S, from);
+        self.e.alu_imm(Alu::And, S, 0xfff);
+        self.e.lea_index(S, Some(S), reg::RCX, scale, 0);
+        self.e.alu_imm(Alu::Cmp, S, 4096);
+        holes.push(self.e.jcc(cc::A));
         let again = self.e.here();
         self.e.mov(S, from);
         // The first element is accessed next, whoever does it.
         let access = Access { bytes: 1, write, aligned: false };
         let hole = self.look_up(access, 1);
-        self.slow_path(index, hole, again, access, None);
+        if moves && write {
+            let (at, undo) = (self.trace.insns[index].at, self.undo(index));
+            let site = self.site(at, undo, Exit::Interpret);
+            self.cold.push(Cold::Known { hole, back: again, access, flags: self.flags, site });
+        } else {
+            self.slow_path(index, hole, again, access, None);
+        }
         self.e.load(T, T, TLB_DISTANCE);
         self.e.alu(Alu::Add, T, from);
-        self.e.lea_index(S, Some(S), reg::RCX, scale, 0);
-        self.e.alu_imm(Alu::Cmp, S, 4096);
-        holes.push(self.e.jcc(cc::A));
     }
 }
 

@@ -9,7 +9,7 @@ use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Reg
 
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::fold;
-use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot};
+use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot, slow_word};
 use crate::jumps::Elsewhere;
 use crate::memory::{Miss, Stored, tlb_tag};
 use crate::plan::{self, Checks, Group};
@@ -173,6 +173,8 @@ pub(crate) enum Cold {
         site: u32,
         stored: Option<Stored>,
     },
+    /// The same, but without a walk: only what the TLB's second level has is brought back.
+    Known { hole: Hole, back: u64, access: Access, flags: FlagState, site: u32 },
     /// An access that its cell did not serve.
     Miss(Miss),
     /// Leaves.
@@ -408,6 +410,15 @@ impl<'a> Gen<'a> {
                     let done = self.e.jcc(cc::NE);
                     self.e.fill_to(done, back);
                 }
+                self.leave_with(flags, site);
+            }
+            Cold::Known { hole, back, access, flags, site } => {
+                self.e.fill(hole);
+                self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
+                self.e.mov_imm32(T, slow_word(access));
+                self.e.call_to(self.stubs.known);
+                let is_known = self.e.jcc(cc::NE);
+                self.e.fill_to(is_known, back);
                 self.leave_with(flags, site);
             }
             Cold::Miss(miss) => self.miss(miss),
