@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 const PAGE_BYTES: usize = 4096;
 /// A huge page of the host.
-const HUGE_BYTES: usize = 2 << 20;
+pub(crate) const HUGE_BYTES: usize = 2 << 20;
 
 /// A code cache of fixed size.
 #[derive(Debug)]

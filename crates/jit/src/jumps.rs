@@ -143,13 +143,18 @@ impl Emitter {
         self.load(T, reg::RSP, slot::CONTEXT);
         self.alu_mem(Alu::Cmp, T, S, field::CONTEXT);
         let other_context = self.jcc(cc::NE);
-        self.load(T, S, field::KEY);
-        self.store(reg::RSP, slot::KEY, T);
-        self.load(T, S, field::LINEAR);
-        self.alu_imm(Alu::And, T, -4096);
-        self.store(reg::RSP, slot::PAGE, T);
+        self.take_page(field::LINEAR, field::KEY);
         self.jmp_mem(S, field::CODE);
         Elsewhere { other_address, other_context }
+    }
+
+    /// Has the frame know the page that is gone to, by its key and by an address there, which are so far from S. T is lost.
+    pub(crate) fn take_page(&mut self, linear: i32, key: i32) {
+        self.load(T, S, key);
+        self.store(reg::RSP, slot::KEY, T);
+        self.load(T, S, linear);
+        self.alu_imm(Alu::And, T, -4096);
+        self.store(reg::RSP, slot::PAGE, T);
     }
 }
 

@@ -260,12 +260,8 @@ impl Gen<'_> {
             AfterMiss::Plain => self.go_plain(flags, index),
             AfterMiss::Slow(from) => {
                 self.call_slow(access, stored);
-                let refused = self.e.jcc(cc::E);
-                self.see_from(from);
-                self.e.jmp_to(done);
-                self.e.fill(refused);
                 let site = self.site(at, undo, Exit::Interpret);
-                self.leave_with(flags, site);
+                self.go_back(from, done, flags, site);
             }
         }
         self.e.fill(too_many);

@@ -98,11 +98,7 @@ impl Gen<'_> {
         self.e.alu_mem(Alu::Xor, T, reg::RSP, slot::KEY);
         self.e.shift(5, T, KEY_PAGE_BITS as u8);
         let other_context = self.e.jcc(cc::NE);
-        self.e.load(T, S, field::KEY);
-        self.e.store(reg::RSP, slot::KEY, T);
-        self.e.load(T, S, field::LINEAR);
-        self.e.alu_imm(Alu::And, T, -4096);
-        self.e.store(reg::RSP, slot::PAGE, T);
+        self.e.take_page(field::LINEAR, field::KEY);
         self.e.load(T, S, field::CODE);
         self.e.add_low16(S, -field::BYTES);
         self.e.store(reg::RSP, slot::RETURNS, S);

@@ -418,10 +418,7 @@ impl Gen<'_> {
         self.e.jmp_to(self.again);
         for WayOut { hole, flags, undo, target, at, is_branch } in exits {
             self.e.fill(hole);
-            if let FlagState::Recipe(_) = flags {
-                // Between the instruction that made them and here nothing wrote the host's flags.
-                self.e.save_flags();
-            }
+            self.save_at_branch(flags);
             self.e.alu_imm(Alu::Add, BUDGET, i32::from(undo));
             self.end_rounds(rounds);
             self.go_on_at(target, at, is_branch);

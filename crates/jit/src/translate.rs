@@ -195,7 +195,7 @@ pub(crate) enum Cold {
     /// The same for where a call returns to, at this place on the page.
     UnlinkedReturn { hole: Hole, at: u16, target: u16 },
     /// A jump to another page, to this distance from the running code's, under a key for which it was not made to lead there.
-    OtherKey { hole: Hole, target: u64, site: u32, crossing: Crossing },
+    OtherKey { hole: Hole, site: u32, crossing: Crossing },
     /// A return that does not lead to where the last call came from.
     Astray(Astray),
     /// A direct call to another page, under a key for which it was not made to lead there.
@@ -401,25 +401,14 @@ impl<'a> Gen<'a> {
                         self.call_slow(access, stored);
                     }
                 }
-                if from.is_some() {
-                    let refused = self.e.jcc(cc::E);
-                    self.see_from(from);
-                    self.e.jmp_to(back);
-                    self.e.fill(refused);
-                } else {
-                    let done = self.e.jcc(cc::NE);
-                    self.e.fill_to(done, back);
-                }
-                self.leave_with(flags, site);
+                self.go_back(from, back, flags, site);
             }
             Cold::Known { hole, back, access, flags, site } => {
                 self.e.fill(hole);
                 self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
                 self.e.mov_imm32(T, slow_word(access));
                 self.e.call_to(self.stubs.known);
-                let is_known = self.e.jcc(cc::NE);
-                self.e.fill_to(is_known, back);
-                self.leave_with(flags, site);
+                self.go_back(None, back, flags, site);
             }
             Cold::Miss(miss) => self.miss(miss),
             Cold::Plain { hole, flags, index } => {
@@ -435,9 +424,7 @@ impl<'a> Gen<'a> {
                 self.e.fill(hole);
                 self.e.call_to(self.stubs.hold_x87);
                 self.e.test(S, S);
-                let done = self.e.jcc(cc::NE);
-                self.e.fill_to(done, back);
-                self.leave_with(flags, site);
+                self.go_back(None, back, flags, site);
             }
             Cold::HoldYmm { hole, back } => {
                 self.e.fill(hole);
@@ -463,9 +450,9 @@ impl<'a> Gen<'a> {
                 let site = self.site(at, 0, Exit::Return { target, patch, out });
                 self.leave(site);
             }
-            Cold::OtherKey { hole, target, site, crossing } => {
+            Cold::OtherKey { hole, site, crossing } => {
                 self.e.fill(hole);
-                self.page_address(T, target);
+                self.page_address(T, crossing.target as u64);
                 self.cross_by_table(site, crossing);
             }
             Cold::CallUnderOtherKey { hole, index, site, crossing } => {
@@ -482,15 +469,41 @@ impl<'a> Gen<'a> {
             Cold::Astray(astray) => self.find_way(astray),
             Cold::Taken { hole, flags, undo, target, at } => {
                 self.e.fill(hole);
-                if let FlagState::Recipe(_) = flags {
-                    // Between the instruction that made them and here nothing wrote the host's flags.
-                    self.e.save_flags();
-                }
+                self.save_at_branch(flags);
                 if undo > 0 {
                     self.e.alu_imm(Alu::Add, BUDGET, i32::from(undo));
                 }
                 self.branch_to(target, at);
             }
+        }
+    }
+
+    /// After a call that gave 0 in S, leaves; otherwise goes back with what it gave, or with the distance there from a
+    /// register and an offset.
+    pub(crate) fn go_back(
+        &mut self,
+        from: Option<(u8, i32)>,
+        back: u64,
+        flags: FlagState,
+        site: u32,
+    ) {
+        if from.is_some() {
+            let refused = self.e.jcc(cc::E);
+            self.see_from(from);
+            self.e.jmp_to(back);
+            self.e.fill(refused);
+        } else {
+            let done = self.e.jcc(cc::NE);
+            self.e.fill_to(done, back);
+        }
+        self.leave_with(flags, site);
+    }
+
+    /// Has the flags at home where a conditional branch was taken.
+    pub(crate) fn save_at_branch(&mut self, flags: FlagState) {
+        if let FlagState::Recipe(_) = flags {
+            // Between the instruction that made them and here nothing wrote the host's flags.
+            self.e.save_flags();
         }
     }
 
@@ -520,7 +533,7 @@ impl<'a> Gen<'a> {
     fn cross(&mut self, target: u64, at: u16, is_branch: bool) {
         let (hole, key_at) = self.compare_key();
         let (site, crossing) = self.cross_here(target, at, is_branch, key_at);
-        self.cold.push(Cold::OtherKey { hole, target, site, crossing });
+        self.cold.push(Cold::OtherKey { hole, site, crossing });
     }
 
     /// A direct call to another page, likewise.

@@ -7,7 +7,7 @@ use mem::{GuestMem, WatchedWrite};
 use rustc_hash::FxHashMap;
 use x86::{CpuModel, Rflags};
 
-use crate::cache::{CodeMemory, Nowhere};
+use crate::cache::{CodeMemory, HUGE_BYTES, Nowhere};
 use crate::emit::Emitter;
 use crate::frame::{Callees, Context, Stubs, emit_stubs};
 use crate::host::{HOST, meaning_on};
@@ -21,8 +21,8 @@ use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Site};
 const CACHE_BYTES: usize = 256 << 20;
 /// The longest translation: some instructions of a trace take 200 bytes and more with their exits.
 pub(crate) const TRANSLATION_BYTES_MAX: usize = 64 << 10;
-/// What of the cache is taken at a time: a huge page of the host's.
-const CHUNK_BYTES: usize = 2 << 20;
+/// What of the cache is taken at a time.
+const CHUNK_BYTES: usize = HUGE_BYTES;
 /// Of translations.
 const ALIGNMENT: usize = 16;
 const PAGE_BYTES: usize = 4096;
@@ -120,17 +120,14 @@ struct Stretch {
 impl Space {
     /// All of a cache but the stubs at its start.
     fn new(len: usize, stubs: usize) -> Space {
-        let nothing = || Stretch { at: 0, end: 0 };
         let start = stubs.next_multiple_of(ALIGNMENT);
-        let mut space = Space { hot: nothing(), cold: nothing(), start, free: 0, len };
-        space.clear();
-        space
+        let hot = Stretch { at: start, end: CHUNK_BYTES };
+        let cold = Stretch { at: CHUNK_BYTES, end: 2 * CHUNK_BYTES };
+        Space { hot, cold, start, free: 2 * CHUNK_BYTES, len }
     }
 
     fn clear(&mut self) {
-        self.hot = Stretch { at: self.start, end: CHUNK_BYTES };
-        self.cold = Stretch { at: CHUNK_BYTES, end: 2 * CHUNK_BYTES };
-        self.free = 2 * CHUNK_BYTES;
+        *self = Space::new(self.len, self.start);
     }
 
     /// Whether there is room for any translation, in both stretches.
@@ -544,11 +541,9 @@ impl Engine for Translator {
         self.context.mxcsr = u64::from(*cpu.mxcsr_mut());
         self.context.x87.begin(cpu.x87_mut());
         let mut rip = cpu.rip();
-        // The jump that led here and can be made to lead on without leaving.
-        let mut patch = None;
+        // The jump that led here and can be made to lead on without leaving, with the way out that a return has found.
+        let mut patch: Option<(u32, Option<u32>)> = None;
         let mut plain = false;
-        // Likewise the way out that a return has found.
-        let mut out: Option<u32> = None;
         // The same for a jump between pages, with the key under which it was made.
         let mut crossing = None;
         let next = loop {
@@ -572,15 +567,14 @@ impl Engine for Translator {
             if cpu.has_attention() {
                 break Next::Again;
             }
-            if let Some(at) = patch.take()
+            if let Some((at, out)) = patch.take()
                 && clears == self.clears
             {
                 self.link(at, near);
-                if let Some(out) = out.take() {
+                if let Some(out) = out {
                     self.overwrite(out as usize, near);
                 }
             }
-            out = None;
             let context = cpu.code_context(rip);
             let key = self.key_of(context, rip);
             if let Some((crossing, from)) = crossing.take()
@@ -635,15 +629,15 @@ impl Engine for Translator {
                     let steps = self.context.entered.wrapping_sub(self.context.budget);
                     self.judge_loop(self.context.site as u32, steps, steps_a_round);
                 }
-                Exit::Dropped { patch: at } => patch = Some(at),
+                Exit::Dropped { patch: at } => patch = Some((at, None)),
                 Exit::Link { target, patch: at, plain: to_plain } => {
                     rip = page + u64::from(target);
-                    patch = Some(at);
+                    patch = Some((at, None));
                     plain = to_plain;
                 }
-                Exit::Return { target, patch: at, out: way } => {
+                Exit::Return { target, patch: at, out } => {
                     rip = page + u64::from(target);
-                    (patch, out) = (Some(at), Some(way));
+                    patch = Some((at, Some(out)));
                 }
                 Exit::Goto { target } => rip = page.wrapping_add_signed(target),
                 Exit::Cross(jump) => {

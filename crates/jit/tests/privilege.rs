@@ -8,7 +8,7 @@ mod common;
 use base::Icount;
 use both::{INTERRUPT, STEPS, has_translator};
 use common::{CODE, HANDLERS, STACK, Vm};
-use cpu::{Engine, Marker, Profile};
+use cpu::{Marker, Profile};
 use jit::Translator;
 use x86::{Cr4, Rflags, Vector};
 
@@ -68,10 +68,7 @@ fn compare(program: &[u8], kernel: &[u8], seed: u64) -> Vm {
 fn left(program: &[u8], kernel: &[u8]) -> Vec<(String, u64)> {
     let mut vm = guest(program, kernel);
     vm.cpu.set_profile(Some(Profile::new(Marker::default())));
-    let mut translator = Translator::new().expect("this host has a translator");
-    vm.cpu.run_with(&mut vm.mem, &mut vm.bus, Icount(STEPS), &mut translator);
-    let entries = translator.stats().into_iter().find(|(name, _)| *name == "entries");
-    assert!(entries.is_some_and(|(_, count)| count < 200), "{:?}", translator.stats());
+    both::run_in_few_entries(&mut vm, 200);
     vm.cpu.profile().expect("it was set").left()
 }
 

@@ -4,11 +4,8 @@ mod both;
 #[path = "../../cpu/tests/common/mod.rs"]
 mod common;
 
-use base::Icount;
-use both::{INTERRUPT, STEPS, compare, has_translator};
+use both::{INTERRUPT, compare, has_translator};
 use common::{CODE, HANDLERS, Vm};
-use cpu::Engine;
-use jit::Translator;
 
 /// Programs of a page or two, at [`CODE`] and, as all memory, 1 GiB further up. The handler of interrupts returns at once.
 fn guest(program: &[u8], next_page: &[u8]) -> Vm {
@@ -43,10 +40,7 @@ fn calls_that_are_deeper_than_the_ring_return() {
 fn returns_stay_in_translated_code() {
     if has_translator() {
         let mut vm = guest(DEEP, &[]);
-        let mut translator = Translator::new().expect("this host has a translator");
-        vm.cpu.run_with(&mut vm.mem, &mut vm.bus, Icount(STEPS), &mut translator);
-        let entries = translator.stats().into_iter().find(|(name, _)| *name == "entries");
-        assert!(entries.is_some_and(|(_, count)| count < 50), "{:?}", translator.stats());
+        both::run_in_few_entries(&mut vm, 50);
     }
 }
 

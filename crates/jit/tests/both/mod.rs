@@ -1,7 +1,7 @@
 //! A guest on both engines.
 
 use base::{Icount, SeededRng};
-use cpu::CpuStop;
+use cpu::{CpuStop, Engine};
 use jit::Translator;
 
 use crate::common::Vm;
@@ -32,6 +32,14 @@ pub(crate) fn compare(guest: impl Fn() -> Vm, seed: u64) -> Vm {
         }
     }
     theirs
+}
+
+/// Runs a guest in the translator in one go without interrupts, which enters translated code less often than so.
+pub(crate) fn run_in_few_entries(vm: &mut Vm, entries_below: u64) {
+    let mut translator = Translator::new().expect("this host has a translator");
+    vm.cpu.run_with(&mut vm.mem, &mut vm.bus, Icount(STEPS), &mut translator);
+    let entries = translator.stats().into_iter().find(|(name, _)| *name == "entries");
+    assert!(entries.is_some_and(|(_, count)| count < entries_below), "{:?}", translator.stats());
 }
 
 pub(crate) fn has_translator() -> bool {
