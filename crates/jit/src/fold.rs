@@ -27,6 +27,8 @@ fn register(ins: &Instruction, operand: u32) -> Option<Register> {
 
 /// Makes a slot the operand that may be memory, if the instruction, which has none in memory, has one and that may be a
 /// slot. `upper_zero` has a bit set for each register whose upper half is known to be 0.
+///
+/// A slot is only ever written as a whole: the host waits where more is loaded than was stored last.
 pub(crate) fn fold(ins: &mut Instruction, sets: u16, upper_zero: u16) {
     if !is_simple(ins) || overwrites_itself(ins) {
         return;
@@ -40,9 +42,17 @@ pub(crate) fn fold(ins: &mut Instruction, sets: u16, upper_zero: u16) {
         && may_be_memory(ins.code(), 0)
         && !is_source
     {
-        let bit = 1 << number;
-        let is_whole = target.is_some_and(|it| it.size() != 4) || sets & bit == 0;
-        if is_whole || upper_zero & bit != 0 {
+        let is_whole = target.is_some_and(|it| it.size() == 8) || sets >> number & 1 == 0;
+        if is_whole {
+            return put(ins, 0, at);
+        }
+        if ins.code() == Code::Mov_rm32_r32
+            && let Some(source) = source
+            && slot_of(source).is_none()
+            && upper_zero >> source.full_register().number() & 1 != 0
+        {
+            ins.set_code(Code::Mov_rm64_r64);
+            ins.set_op1_register(source.full_register());
             return put(ins, 0, at);
         }
     }
@@ -170,14 +180,26 @@ mod tests {
     }
 
     #[test]
-    fn a_target_of_four_bytes_becomes_memory_only_if_the_rest_is_zero_already() {
-        // ror r9d,2
-        let code = [0x41, 0xc1, 0xc9, 2];
-        assert_eq!(folded(&code, 1 << 9, 0).op0_kind(), OpKind::Register);
-        assert_eq!(folded(&code, 1 << 9, 1 << 9).op0_kind(), OpKind::Memory);
+    fn only_whole_slots_are_written() {
+        // ror r9d,2; setne r9b; mov r9w,cx
+        for code in
+            [[0x41, 0xc1, 0xc9, 2].as_slice(), &[0x41, 0x0f, 0x95, 0xc1], &[0x66, 0x41, 0x89, 0xc9]]
+        {
+            assert_eq!(folded(code, 1 << 9, 1 << 9 | 1 << 1).op0_kind(), OpKind::Register);
+        }
         // add r9,rcx; cmp r9d,ecx
         assert_eq!(folded(&[0x49, 0x01, 0xc9], 1 << 9, 0).op0_kind(), OpKind::Memory);
         assert_eq!(folded(&[0x41, 0x39, 0xc9], 0, 0).op0_kind(), OpKind::Memory);
+    }
+
+    #[test]
+    fn a_copy_of_four_bytes_is_one_of_eight_where_the_rest_of_the_source_is_zero() {
+        // mov r9d,ecx
+        let code = [0x41, 0x89, 0xc9];
+        assert_eq!(folded(&code, 1 << 9, 1 << 9).op0_kind(), OpKind::Register);
+        let ins = folded(&code, 1 << 9, 1 << 1);
+        assert_eq!((ins.code(), ins.op0_kind()), (Code::Mov_rm64_r64, OpKind::Memory));
+        assert_eq!(ins.op1_register(), Register::RCX);
     }
 
     #[test]
