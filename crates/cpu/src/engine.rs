@@ -20,7 +20,7 @@ use crate::decode::ModeKey;
 use crate::op::Env;
 use crate::profile::Doing;
 use crate::state::Seg;
-use crate::tlb::{BANKS, SecondLevel, View};
+use crate::tlb::{BANKS, SecondLevel, VIEWS, View, view_of};
 use crate::walk::Kind;
 use crate::{Cpu, CpuStats, Flags, X87State};
 
@@ -266,6 +266,24 @@ impl Cpu {
         self.tlb.entries_from(self.tlb_base)
     }
 
+    /// How many views the TLB has, of all address spaces that it keeps.
+    pub const TLB_VIEWS: usize = BANKS * VIEWS;
+
+    /// The number of the view that the running code accesses data in. That of the supervisor with RFLAGS.AC comes next to that
+    /// without it.
+    #[inline]
+    #[must_use]
+    pub fn tlb_view(&self) -> usize {
+        view_of(self.tlb_base)
+    }
+
+    /// The numbers of all views of the present address space.
+    #[inline]
+    pub fn tlb_views(&self) -> std::ops::Range<usize> {
+        let first = self.tlb.bank() * VIEWS;
+        first..first + VIEWS
+    }
+
     /// What the TLB holds beside these, for the running code.
     #[inline]
     #[must_use]
@@ -375,13 +393,13 @@ impl Cpu {
         self.tlb_base == self.tlb.base_of(self.view, false)
     }
 
-    /// [`Cpu::tlb_entries`] and [`Cpu::second_level`] on a side of a system call.
+    /// [`Cpu::tlb_entries`], [`Cpu::tlb_view`] and [`Cpu::second_level`] on a side of a system call.
     #[inline]
     #[must_use]
-    pub fn side_tlb(&self, side: Side) -> (*const u64, SecondLevel) {
+    pub fn side_tlb(&self, side: Side) -> (*const u64, usize, SecondLevel) {
         let view = if side == Side::Kernel { View::Supervisor } else { View::User };
         let base = self.tlb.base_of(view, false);
-        (self.tlb.entries_from(base), self.tlb.second_level(base))
+        (self.tlb.entries_from(base), view_of(base), self.tlb.second_level(base))
     }
 
     /// [`Cpu::code_context`] there.

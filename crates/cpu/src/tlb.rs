@@ -22,10 +22,17 @@ pub(crate) enum View {
 }
 
 const PAGES: usize = 1024;
-const VIEWS: usize = 4;
+pub(crate) const VIEWS: usize = 4;
 pub(crate) const BANKS: usize = 8;
 const ENTRIES: usize = PAGES * VIEWS * BANKS;
 const BANK_SHIFT: u32 = 12;
+
+/// The number of the view whose entries start at `base`.
+#[inline]
+pub(crate) fn view_of(base: usize) -> usize {
+    (base & (ENTRIES - 1)) / PAGES
+}
+
 /// The view whose entries are never filled, so that every access takes the slow path.
 const VIEW_UNCACHED: usize = 3;
 

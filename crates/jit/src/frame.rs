@@ -9,6 +9,7 @@ use cpu::{Rights, SecondLevel};
 
 use crate::avx;
 use crate::emit::{Alu, Emitter, RegMem, cc, reg};
+use crate::hints;
 use crate::memory::{TLB_DISTANCE, TLB_RAM, TLB_WRITE, tlb_tag};
 use crate::scan::Access;
 use crate::sides::{self, SideState, SideStubs};
@@ -52,8 +53,10 @@ pub(crate) mod slot {
     pub(crate) const KEY: i32 = 72;
     /// The place of the last call in [`crate::returns::Returns`].
     pub(crate) const RETURNS: i32 = 80;
+    /// The running view's part of [`crate::hints::Hints`].
+    pub(crate) const HINTS: i32 = 88;
     /// The host addresses of groups of accesses.
-    pub(crate) const GROUPS: i32 = 88;
+    pub(crate) const GROUPS: i32 = 96;
     /// The cells of a loop, three words each: a page's linear address, its host address, and the distance between them.
     pub(crate) const CELLS: i32 = GROUPS + 8 * crate::plan::GROUPS as i32;
     /// Goes up to 0 with the accesses that a cell did not serve since the loop was entered.
@@ -116,6 +119,7 @@ pub(crate) struct Context {
     pub(crate) context: u64,
     pub(crate) key: u64,
     pub(crate) returns: u64,
+    pub(crate) hints: u64,
     pub(crate) fs: u64,
     pub(crate) gs: u64,
     pub(crate) xmm: u64,
@@ -175,6 +179,7 @@ impl Context {
             context: 0,
             key: 0,
             returns: 0,
+            hints: 0,
             fs: 0,
             gs: 0,
             xmm: 0,
@@ -222,13 +227,14 @@ macro_rules! at {
 pub(crate) use at;
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 20] = [
+const COPIED: [(i32, i32); 21] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
     (slot::JUMPS, at!(jumps)),
     (slot::CONTEXT, at!(context)),
     (slot::KEY, at!(key)),
     (slot::RETURNS, at!(returns)),
+    (slot::HINTS, at!(hints)),
     (slot::FS, at!(fs)),
     (slot::GS, at!(gs)),
     (slot::XMM, at!(xmm)),
@@ -293,6 +299,11 @@ pub(crate) struct Stubs {
     /// Called with a linear address in S and a cell's place in the frame in T, for a load and for a store. If the TLB
     /// knows the page, the cell does then, T is 1 and S the place on the page; otherwise T is 0. Clobbers RFLAGS.
     pub(crate) fill_cell: [u64; 2],
+    /// Where a hint does not serve, for loads and for stores: called with a linear address in S and [`crate::hints::word`] in T. With
+    /// CF set, the hint serves then, and S is the host address. Otherwise as after `slow`. Clobbers T and RFLAGS.
+    pub(crate) hint: [u64; 2],
+    /// The same, but without CF the linear address is still in S.
+    pub(crate) hint_only: [u64; 2],
     /// Called to have the guest's x87 in the host's; comes back with S = 0 if the interpreter has to do what the guest
     /// does with it. Clobbers S, T and RFLAGS.
     pub(crate) hold_x87: u64,
@@ -333,7 +344,7 @@ pub(crate) struct Callees {
     pub(crate) fill_x87: u64,
 }
 
-pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
+pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees, nowhere: u64) -> Stubs {
     let enter = e.here();
     for r in SAVED {
         e.push(r);
@@ -441,6 +452,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
     e.mov_imm64(T, u64::MAX);
     e.ret();
     let fill_cell = [0, TLB_WRITE].map(|tag| fill_cell(e, tag));
+    let hint = [false, true].map(|write| hints::emit_stub(e, write, nowhere, Some(slow)));
+    let hint_only = [false, true].map(|write| hints::emit_stub(e, write, nowhere, None));
     let hold_x87 = x87::emit_hold(e, callees.fill_x87);
     let hold_ymm = avx::emit_hold(e);
     let sides = sides::emit_stubs(e, far_by_other);
@@ -455,6 +468,8 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees) -> Stubs {
         leave_far,
         repin,
         fill_cell,
+        hint,
+        hint_only,
         hold_x87,
         hold_ymm,
         sides,
@@ -510,7 +525,8 @@ fn refill(e: &mut Emitter) {
     e.alu_imm(Alu::And, reg::RDX, -4096);
     e.alu(Alu::Sub, reg::RAX, reg::RDX);
     e.store(reg::RCX, TLB_DISTANCE, reg::RAX);
-    e.alu(Alu::Add, S, reg::RAX); // not 0
+    e.alu(Alu::Add, S, reg::RAX);
+    e.test(S, S); // not 0
     for r in USED.into_iter().rev() {
         e.pop(r);
     }

@@ -10,6 +10,7 @@ mod cache;
 mod emit;
 mod fold;
 mod frame;
+mod hints;
 mod host;
 mod jumps;
 mod memory;

@@ -5,6 +5,7 @@ use x86::iced::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::emit::{Alu, Hole, RegMem, cc, reg};
 use crate::frame::{Home, S, T, home, slot, slow_word};
+use crate::hints;
 use crate::plan::{Check, Group};
 use crate::scan::{Access, Kind};
 use crate::translate::{Cold, Exit, FlagState, Flavour, Gen};
@@ -42,6 +43,20 @@ pub(crate) struct Miss {
     flags: FlagState,
     index: usize,
     after: AfterMiss,
+    stored: Option<Stored>,
+}
+
+/// An access that its hint did not serve.
+pub(crate) struct HintMiss {
+    hole: Hole,
+    /// Where to go on with the host address in S.
+    back: u64,
+    hint: i32,
+    access: Access,
+    flags: FlagState,
+    index: usize,
+    /// It speaks for others.
+    is_leader: bool,
     stored: Option<Stored>,
 }
 
@@ -147,6 +162,8 @@ impl Gen<'_> {
                 self.linear(address, S, from);
                 if let Some(cell) = self.new_cell() {
                     self.look_into_cell(index, cell, access, span, AfterMiss::Plain);
+                } else if self.has_hint(address, from, span) {
+                    self.look_into_hint(index, access, true);
                 } else {
                     let hole = self.look_up(access, span);
                     self.cold.push(Cold::Plain { hole, flags: self.flags, index });
@@ -191,14 +208,20 @@ impl Gen<'_> {
         let near = address.base().filter(|_| !access.aligned && !address.has_segment_base());
         let place =
             near.map_or(RegMem::Mem(S, 0), |(base, distance)| RegMem::Sum(base, S, distance));
+        let has_hint = self.has_hint(address, 0, access.bytes as i32);
         self.linear(address, S, 0);
-        let Some(cell) = self.new_cell() else {
-            self.check(index, access, near);
-            return place;
-        };
-        if access.aligned {
+        let cell = self.new_cell();
+        if access.aligned && (cell.is_some() || has_hint) {
             self.leave_unless_aligned(index, S);
         }
+        let Some(cell) = cell else {
+            if has_hint {
+                self.look_into_hint(index, access, false);
+            } else {
+                self.check(index, access, near);
+            }
+            return place;
+        };
         self.look_into_cell(index, cell, access, access.bytes as i32, AfterMiss::Slow(near));
         place
     }
@@ -237,6 +260,58 @@ impl Gen<'_> {
         let stored = None;
         let miss = Miss { hole, back, done, cell, access, span, flags, index, after, stored };
         self.cold.push(Cold::Miss(miss));
+    }
+
+    /// Whether so many bytes at a distance from an address have a hint: where they lie at a fixed place, and what is at that address
+    /// and near the end of a page does not decide whether they lie on two.
+    fn has_hint(&self, address: Address<'_>, distance: i32, span: i32) -> bool {
+        let Address::Operand(ins) = address else { return false };
+        if ins.memory_index() != Register::None {
+            return false;
+        }
+        match ins.memory_base() {
+            Register::RIP if !address.has_segment_base() => {
+                let start = ins.memory_displacement64().wrapping_add_signed(i64::from(distance));
+                (start & 0xfff) as i32 + span <= 4096
+            }
+            Register::RIP | Register::None => span <= hints::BYTES_MIN,
+            _ => false,
+        }
+    }
+
+    /// S = host address for the linear address in S, if that has a hint. Uses T and RFLAGS.
+    fn look_into_hint(&mut self, index: usize, access: Access, is_leader: bool) {
+        self.native = false;
+        self.held = None;
+        let hint = self.given.next(access.write);
+        self.e.load(T, reg::RSP, slot::HINTS);
+        self.e.alu_mem(Alu::Cmp, S, T, hint);
+        let hole = self.e.jcc(cc::NE);
+        self.e.load(S, T, hint + hints::HOST);
+        let (back, flags, stored) = (self.e.here(), self.flags, None);
+        let miss = HintMiss { hole, back, hint, access, flags, index, is_leader, stored };
+        self.cold.push(Cold::Hint(miss));
+    }
+
+    /// Has the hint serve and goes on, or goes on as without one.
+    pub(crate) fn hint_miss(&mut self, miss: HintMiss) {
+        let HintMiss { hole, back, hint, access, flags, index, is_leader, stored } = miss;
+        self.e.fill(hole);
+        self.e.mov_imm32(T, hints::word(hint, access.bytes));
+        let goes_on = is_leader || stored.is_some();
+        let stubs = if goes_on { self.stubs.hint_only } else { self.stubs.hint };
+        self.e.call_to(stubs[usize::from(access.write)]);
+        let serves = self.e.jcc(cc::B);
+        self.e.fill_to(serves, back);
+        if is_leader {
+            return self.go_plain(flags, index);
+        }
+        if stored.is_some() {
+            self.call_slow(access, stored);
+        }
+        let (at, undo) = (self.trace.insns[index].at, self.undo(index));
+        let site = self.site(at, undo, Exit::Interpret);
+        self.go_back(None, back, flags, site);
     }
 
     /// Has the cell filled and tries again; then goes on as without a cell.
@@ -303,7 +378,7 @@ impl Gen<'_> {
         if self.trace.insns.iter().any(|insn| matches!(insn.kind, Kind::SetAc(_))) {
             return 0;
         }
-        let accesses = self.trace.insns.iter().zip(&self.checks);
+        let accesses = self.trace.insns.iter().zip(self.checks);
         let wanted = accesses
             .filter(|(insn, checks)| insn.access.is_some() && is_checked(&checks.operand))
             .count();
@@ -421,7 +496,10 @@ impl Gen<'_> {
         }
         let it = Stored { register: ins.op1_register().number() as u8, next: self.e.here() };
         for cold in &mut self.cold[from..] {
-            if let Cold::Slow { stored, .. } | Cold::Miss(Miss { stored, .. }) = cold {
+            if let Cold::Slow { stored, .. }
+            | Cold::Miss(Miss { stored, .. })
+            | Cold::Hint(HintMiss { stored, .. }) = cold
+            {
                 *stored = Some(it);
             }
         }
@@ -495,7 +573,9 @@ impl Gen<'_> {
         let index = (index != Register::None).then(|| self.in_register(index.number() as u8, T));
         let distance = (displacement as i32).wrapping_add(plus);
         match (base, index) {
-            (None, None) if narrow => self.e.mov_imm32(dst, displacement as u32),
+            (None, None) if narrow || displacement >> 32 == 0 => {
+                self.e.mov_imm32(dst, displacement as u32);
+            }
             (None, None) => self.e.mov_imm64(dst, displacement),
             (Some(base), None) if distance == 0 && narrow => self.e.mov32(dst, base),
             (Some(base), None) if distance == 0 => {

@@ -11,7 +11,7 @@
 use x86::iced::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use crate::rounds::Stream;
-use crate::scan::{Access, Insn, Kind};
+use crate::scan::{Access, Insn, Kind, Trace, find_live_flags};
 
 /// Bytes that a group may reach over: more would often end on another page.
 pub(crate) const SPAN_MAX: i64 = 512;
@@ -124,6 +124,26 @@ pub(crate) fn plan(insns: &[Insn]) -> Vec<Checks> {
     }
     planner.close_all();
     planner.checks
+}
+
+/// Has the trace know which of its instructions cannot leave it, now that it is decided who checks their accesses, and so which
+/// flags nobody wants.
+pub(crate) fn spare_exits(trace: &mut Trace, checks: &[Checks]) {
+    for (insn, checks) in trace.insns.iter_mut().zip(checks) {
+        let is_spared = |access: Option<Access>, check| match (access, check) {
+            (None, _) => true,
+            (Some(access), Check::Follower { is_aligned, .. }) => !access.aligned || is_aligned,
+            _ => false,
+        };
+        let pushes_or_pops = matches!(insn.kind, Kind::Push | Kind::Pop | Kind::Leave);
+        if (pushes_or_pops || matches!(insn.kind, Kind::Copy | Kind::Vector))
+            && is_spared(insn.access, checks.operand)
+            && (!pushes_or_pops || matches!(checks.stack, Check::Follower { .. }))
+        {
+            insn.exits = false;
+        }
+    }
+    find_live_flags(trace);
 }
 
 /// How the accesses of a loop's body move, if all of them do so by constants. It has none but those of memory operands.

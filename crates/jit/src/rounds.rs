@@ -401,9 +401,16 @@ impl Gen<'_> {
     fn copy_of_body(&mut self, rounds: &Rounds) {
         let body = &rounds.body;
         let mut sites = Vec::new();
-        let mut copy = Gen::new(body, self.flavour, self.place, self.stubs, &mut sites);
+        let mut copy = Gen::new(
+            body,
+            &rounds.checks,
+            self.flavour,
+            self.place,
+            self.stubs,
+            &mut sites,
+            self.given,
+        );
         std::mem::swap(&mut copy.e, &mut self.e);
-        copy.checks.clone_from(&rounds.checks);
         let start = copy.e.here();
         let exits = copy.all_of_body(rounds);
         copy.e.alu_imm(Alu::Sub, BUDGET, i32::from(copy.steps));

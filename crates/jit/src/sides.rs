@@ -14,6 +14,7 @@ use x86::Rflags;
 
 use crate::emit::{Alu, Emitter, cc, reg};
 use crate::frame::{Context, Home, S, T, at, home, slot};
+use crate::hints::{Hints, VIEW_BYTES};
 use crate::memory::TLB_VIEW_BYTES;
 use crate::translate::{Exit, Gen};
 
@@ -38,6 +39,7 @@ pub(crate) mod may {
 #[repr(C)]
 pub(crate) struct SideState {
     tlb: u64,
+    hints: u64,
     high_keys: u64,
     low_keys: u64,
     context: u64,
@@ -51,6 +53,7 @@ pub(crate) struct SideState {
 impl SideState {
     pub(crate) const NONE: SideState = SideState {
         tlb: 0,
+        hints: 0,
         high_keys: 0,
         low_keys: 0,
         context: 0,
@@ -62,8 +65,9 @@ impl SideState {
 }
 
 /// What of it the frame has.
-const EXCHANGED: [(i32, usize); 7] = [
+const EXCHANGED: [(i32, usize); 8] = [
     (slot::TLB, offset_of!(SideState, tlb)),
+    (slot::HINTS, offset_of!(SideState, hints)),
     (slot::KEYS, offset_of!(SideState, high_keys)),
     (slot::KEYS + 8, offset_of!(SideState, low_keys)),
     (slot::CONTEXT, offset_of!(SideState, context)),
@@ -128,10 +132,11 @@ impl Context {
     }
 
     /// What both sides of a system call have of the TLB. No page is pinned yet; `nowhere` stands in.
-    pub(crate) fn note_sides(&mut self, cpu: &Cpu, nowhere: (u64, u64)) {
+    pub(crate) fn note_sides(&mut self, cpu: &Cpu, hints: &Hints, nowhere: (u64, u64)) {
         for (state, side) in self.sides.iter_mut().zip(SIDES) {
-            let (tlb, second) = cpu.side_tlb(side);
+            let (tlb, view, second) = cpu.side_tlb(side);
             state.tlb = tlb as u64;
+            state.hints = hints.of_view(view);
             state.high_keys = second.high_keys;
             state.low_keys = second.low_keys;
             (state.pin_page, state.pin_delta) = (nowhere.0, nowhere.1.wrapping_sub(nowhere.0));
@@ -242,6 +247,7 @@ fn emit_ac(e: &mut Emitter, sets: bool) -> u64 {
     let step = if sets { 1 } else { -1 };
     e.add_imm_mem(reg::RSP, BELOW + slot::RFLAGS, step * Rflags::AC as i32);
     e.add_imm_mem(reg::RSP, BELOW + slot::TLB, step * TLB_VIEW_BYTES);
+    e.add_imm_mem(reg::RSP, BELOW + slot::HINTS, step * VIEW_BYTES);
     e.add_imm_mem(reg::RSP, BELOW + slot::KEYS, step);
     e.add_imm_mem(reg::RSP, BELOW + slot::KEYS + 8, step);
     e.load(T, reg::RSP, BELOW + slot::SHARED);

@@ -5,17 +5,20 @@
 //! writes those, and otherwise as a [`Recipe`] that computes them again from registers, which costs nothing
 //! unless somebody looks. Only where neither serves are they saved at once.
 
-use x86::iced::{Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
+use x86::iced::{
+    Code, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register, RflagsBits,
+};
 
 use crate::emit::{Alu, Emitter, Hole, RegMem, cc, reg};
 use crate::fold;
 use crate::frame::{BUDGET, Home, S, Stubs, T, home, slot, slow_word};
+use crate::hints::Given;
 use crate::jumps::Elsewhere;
-use crate::memory::{Miss, Stored, tlb_tag};
-use crate::plan::{self, Checks, Group};
+use crate::memory::{HintMiss, Miss, Stored, tlb_tag};
+use crate::plan::{Check, Checks, Group};
 use crate::returns::Astray;
 use crate::rounds::Rounds;
-use crate::scan::{Access, End, Kind, Trace, is_high_byte, operand_bytes, page_place};
+use crate::scan::{Access, End, Insn, Kind, Trace, is_high_byte, operand_bytes, page_place};
 use crate::sides::may;
 use crate::x87;
 
@@ -147,6 +150,10 @@ pub(crate) enum Source {
 pub(crate) enum FlagState {
     Home,
     Recipe(Recipe),
+    /// In the host's RFLAGS alone, where nothing overwrites them as long as somebody may look. AF is to be cleared if so.
+    Native {
+        with_af: bool,
+    },
     /// Nobody will look.
     Dead,
 }
@@ -177,6 +184,8 @@ pub(crate) enum Cold {
     Known { hole: Hole, back: u64, access: Access, flags: FlagState, site: u32 },
     /// An access that its cell did not serve.
     Miss(Miss),
+    /// A hint does not serve.
+    Hint(HintMiss),
     /// Leaves.
     Leave { holes: Vec<Hole>, flags: FlagState, site: u32 },
     /// The range of a group is not what it was hoped to be: goes on with this instruction in the plain
@@ -246,6 +255,7 @@ pub(crate) struct Gen<'a> {
     encoder: Encoder,
     pub(crate) stubs: Stubs,
     sites: &'a mut Vec<Site>,
+    pub(crate) given: &'a mut Given,
     pub(crate) trace: &'a Trace,
     pub(crate) place: Place,
     /// Steps of the whole trace.
@@ -261,7 +271,7 @@ pub(crate) struct Gen<'a> {
     pub(crate) cells: usize,
     pub(crate) cells_ready: usize,
     /// How each instruction's accesses are checked.
-    pub(crate) checks: Vec<Checks>,
+    pub(crate) checks: &'a [Checks],
     /// S holds what this group remembers.
     pub(crate) held: Option<Group>,
     pub(crate) x87: x87::Known,
@@ -272,16 +282,19 @@ pub(crate) struct Gen<'a> {
 impl<'a> Gen<'a> {
     pub(crate) fn new(
         trace: &'a Trace,
+        checks: &'a [Checks],
         flavour: Flavour,
         place: Place,
         stubs: Stubs,
         sites: &'a mut Vec<Site>,
+        given: &'a mut Given,
     ) -> Gen<'a> {
         Gen {
             e: Emitter::new(place.base),
             encoder: Encoder::new(64),
             stubs,
             sites,
+            given,
             trace,
             place,
             steps: trace.insns.len() as u16,
@@ -292,10 +305,7 @@ impl<'a> Gen<'a> {
             again: place.base,
             cells: 0,
             cells_ready: 0,
-            checks: match flavour {
-                Flavour::Plain => plan::plain(&trace.insns),
-                _ => plan::plan(&trace.insns),
-            },
+            checks,
             held: None,
             x87: x87::Known::default(),
             upper_zero: 0,
@@ -410,6 +420,7 @@ impl<'a> Gen<'a> {
                 self.e.call_to(self.stubs.known);
                 self.go_back(None, back, flags, site);
             }
+            Cold::Hint(miss) => self.hint_miss(miss),
             Cold::Miss(miss) => self.miss(miss),
             Cold::Plain { hole, flags, index } => {
                 self.e.fill(hole);
@@ -501,9 +512,11 @@ impl<'a> Gen<'a> {
 
     /// Has the flags at home where a conditional branch was taken.
     pub(crate) fn save_at_branch(&mut self, flags: FlagState) {
-        if let FlagState::Recipe(_) = flags {
-            // Between the instruction that made them and here nothing wrote the host's flags.
-            self.e.save_flags();
+        // Between the instruction that made them and here nothing wrote the host's flags.
+        match flags {
+            FlagState::Recipe(_) => self.e.save_flags(),
+            FlagState::Native { with_af } => self.save_native(with_af),
+            FlagState::Home | FlagState::Dead => {}
         }
     }
 
@@ -627,7 +640,7 @@ impl<'a> Gen<'a> {
             return;
         }
         match self.flags {
-            FlagState::Home if wanted == x86::iced::RflagsBits::CF => self.e.carry_from_home(),
+            FlagState::Home if wanted == RflagsBits::CF => self.e.carry_from_home(),
             FlagState::Home => {
                 self.e.restore_flags();
                 self.native = true;
@@ -636,19 +649,73 @@ impl<'a> Gen<'a> {
                 self.recompute(recipe);
                 self.native = true;
             }
+            FlagState::Native { .. } => unreachable!("they are there"),
             FlagState::Dead => {}
+        }
+    }
+
+    fn save_native(&mut self, with_af: bool) {
+        self.e.save_flags();
+        if with_af {
+            self.e.clear_saved_af();
         }
     }
 
     /// Has the flags in their home. Uses T.
     pub(crate) fn settle_flags(&mut self) {
-        if let FlagState::Recipe(recipe) = self.flags {
-            if !self.native {
-                self.recompute(recipe);
+        match self.flags {
+            FlagState::Recipe(recipe) => {
+                if !self.native {
+                    self.recompute(recipe);
+                }
+                self.e.save_flags();
             }
-            self.e.save_flags();
-            self.flags = FlagState::Home;
+            FlagState::Native { with_af } => {
+                assert!(self.native, "they are nowhere else");
+                self.save_native(with_af);
+                self.native = !with_af;
+            }
+            FlagState::Home | FlagState::Dead => return,
         }
+        self.flags = FlagState::Home;
+    }
+
+    /// Whether the flags of instruction `index` stay in the host's RFLAGS until others take their place
+    /// or are put at home by a branch.
+    fn lasts(&self, index: usize, with_af: bool) -> bool {
+        let mut pending = self.trace.insns[index].live;
+        let is_high = |insn: &Insn| {
+            let operands = 0..insn.ins.op_count();
+            let mut registers = operands.filter(|at| insn.ins.op_kind(*at) == OpKind::Register);
+            registers.any(|at| is_high_byte(insn.ins.op_register(at)))
+        };
+        if is_high(&self.trace.insns[index]) {
+            return false;
+        }
+        for (later, checks) in self.trace.insns.iter().zip(self.checks).skip(index + 1) {
+            match later.kind {
+                Kind::Nop | Kind::Lea | Kind::Jmp => {}
+                Kind::Jcc => pending |= later.live,
+                Kind::Copy | Kind::Vector => {
+                    let is_quiet = later.access.is_none()
+                        || matches!(checks.operand, Check::Follower { group: Group::Slot(_), .. })
+                            && !later.exits;
+                    if !is_quiet || is_high(later) {
+                        return false;
+                    }
+                    if later.writes != 0 {
+                        // What it leaves alone is saved together with its own.
+                        let kept = pending & !later.writes;
+                        let is_kept = later.live & later.writes != 0
+                            && !(with_af && kept & RflagsBits::AF != 0);
+                        return kept == 0 || is_kept;
+                    }
+                }
+                Kind::Ret | Kind::JmpIndirect | Kind::Call => return true,
+                _ => return false,
+            }
+        }
+        false
     }
 
     /// After instruction `index` has written flags, which the host's RFLAGS hold; `with_af` if it
@@ -664,13 +731,12 @@ impl<'a> Gen<'a> {
         } else if let Some(recipe) = (kept == 0).then(|| self.recipe(index)).flatten() {
             self.flags = FlagState::Recipe(recipe);
             self.native = true;
-        } else {
-            self.e.save_flags();
+        } else if matches!(insn.kind, Kind::Copy | Kind::Vector) && self.lasts(index, with_af) {
+            self.flags = FlagState::Native { with_af };
             self.native = true;
-            if with_af {
-                self.e.clear_saved_af();
-                self.native = false;
-            }
+        } else {
+            self.save_native(with_af);
+            self.native = !with_af;
             self.flags = FlagState::Home;
         }
     }
@@ -1428,6 +1494,7 @@ mod tests {
     use super::*;
     use crate::frame::{Callees, emit_stubs};
     use crate::host::meaning_on;
+    use crate::plan::{plan, spare_exits};
     use crate::scan::scan;
     use crate::translator::TRANSLATION_BYTES_MAX;
     use x86::CpuModel;
@@ -1439,11 +1506,18 @@ mod tests {
     /// Translates from every offset of a page; gives the length of the longest translation.
     fn longest(page: &[u8; 4096]) -> usize {
         let mut emitter = Emitter::new(0x10_0000);
-        let stubs = emit_stubs(&mut emitter, &Callees { slow: 0, time_stamp: 0, fill_x87: 0 });
+        let callees = Callees { slow: 0, time_stamp: 0, fill_x87: 0 };
+        let stubs = emit_stubs(&mut emitter, &callees, 0);
+        let mut given = Given::default();
         let one = |start: u16| {
-            let trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
+            let mut trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
             let place = Place { start, base: 0x20_0000, cold: 0x30_0000, cache: 0x10_0000 };
-            Gen::new(&trace, Flavour::Loop, place, stubs, &mut Vec::new()).run().bytes.len()
+            let checks = plan(&trace.insns);
+            spare_exits(&mut trace, &checks);
+            let mut sites = Vec::new();
+            let translation =
+                Gen::new(&trace, &checks, Flavour::Loop, place, stubs, &mut sites, &mut given);
+            translation.run().bytes.len()
         };
         (0..4096).map(one).max().expect("there are offsets")
     }

@@ -10,8 +10,10 @@ use x86::{CpuModel, Rflags};
 use crate::cache::{CodeMemory, HUGE_BYTES, Nowhere};
 use crate::emit::Emitter;
 use crate::frame::{Callees, Context, Stubs, emit_stubs};
+use crate::hints::Hints;
 use crate::host::{HOST, meaning_on};
 use crate::jumps::{Jump, JumpTable};
+use crate::plan::{plain as plain_checks, plan, spare_exits};
 use crate::probe::host_agrees;
 use crate::returns::Returns;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
@@ -66,6 +68,7 @@ pub struct Translator {
     jumps: JumpTable,
     returns: Box<Returns>,
     context: Box<Context>,
+    hints: Hints,
     /// What is pinned where the TLB knows no page that may be stored to.
     nowhere: Nowhere,
     /// By what of a context does not change with time: its present value and its number.
@@ -218,7 +221,8 @@ impl Translator {
             time_stamp: time_stamp as *const () as u64,
             fill_x87: fill_x87 as *const () as u64,
         };
-        let stubs = emit_stubs(&mut emitter, &callees);
+        let nowhere = Nowhere::new()?;
+        let stubs = emit_stubs(&mut emitter, &callees, nowhere.page().0);
         memory.write(0, &emitter.bytes);
         let space = Space::new(memory.len(), emitter.bytes.len());
         let returns = Returns::new();
@@ -234,7 +238,8 @@ impl Translator {
             jumps: JumpTable::new(Cpu::ADDRESS_SPACES)?,
             returns,
             context,
-            nowhere: Nowhere::new()?,
+            hints: Hints::new(nowhere.page())?,
+            nowhere,
             contexts: FxHashMap::default(),
             contexts_so_far: 0,
             last_context: (u64::MAX, 0),
@@ -376,7 +381,7 @@ impl Translator {
             cpu.note_code(mem, page, usize::from(at), usize::from(at) + INSTRUCTION_BYTES_MAX);
         }
         let straddles = trace.end == End::Straddles(start);
-        let block = self.translate(&trace, key, straddles, plain);
+        let block = self.translate(trace, key, straddles, plain);
         cpu.mark(Doing::Engine);
         block
     }
@@ -405,12 +410,12 @@ impl Translator {
         cpu.note_code(mem, place.ram.page(), start, PAGE_BYTES);
         cpu.note_code(mem, next, 0, INSTRUCTION_BYTES_MAX);
         // Its accesses are checked one by one: there is no other translation of it to go on with.
-        let block = self.translate(&trace, key, false, true);
+        let block = self.translate(trace, key, false, true);
         self.pages.entry(next).or_default().push(key);
         Some(self.address(block))
     }
 
-    fn translate(&mut self, trace: &Trace, key: Key, straddles: bool, plain: bool) -> Block {
+    fn translate(&mut self, mut trace: Trace, key: Key, straddles: bool, plain: bool) -> Block {
         let flavour = match self.loops.get(&key) {
             _ if plain => Flavour::Plain,
             Some(Rounds::Long) => Flavour::Loop,
@@ -425,7 +430,10 @@ impl Translator {
         let (base, cold) = (cache + offset as u64, cache + cold as u64);
         let place = Place { start: key.start(), base, cold, cache };
         self.first_sites.push((self.sites.len() as u32, key));
-        let code = Gen::new(trace, flavour, place, self.stubs, &mut self.sites).run();
+        let (sites, given) = (&mut self.sites, &mut self.hints.given);
+        let checks = if plain { plain_checks(&trace.insns) } else { plan(&trace.insns) };
+        spare_exits(&mut trace, &checks);
+        let code = Gen::new(&trace, &checks, flavour, place, self.stubs, sites, given).run();
         let (hot, cold) = code.parts();
         self.memory.write(self.space.hot.take(hot.len()), hot);
         self.memory.write(self.space.cold.take(cold.len()), cold);
@@ -594,7 +602,9 @@ impl Engine for Translator {
                 self.context.high_keys = second.high_keys;
                 self.context.low_keys = second.low_keys;
                 self.context.host_base = second.host_base;
-                self.context.note_sides(cpu, self.nowhere.page());
+                self.hints.bring(cpu);
+                self.context.hints = self.hints.of_view(cpu.tlb_view());
+                self.context.note_sides(cpu, &self.hints, self.nowhere.page());
                 self.tlb_state = Some(cpu.tlb_state());
             }
             self.context.note_contexts(cpu);

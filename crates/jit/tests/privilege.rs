@@ -7,7 +7,7 @@ mod common;
 
 use base::Icount;
 use both::{INTERRUPT, STEPS, has_translator};
-use common::{CODE, HANDLERS, STACK, Vm};
+use common::{CODE, DATA, HANDLERS, PT, STACK, USER_STACK, Vm};
 use cpu::{Marker, Profile};
 use jit::Translator;
 use x86::{Cr4, Rflags, Vector};
@@ -232,4 +232,59 @@ fn syscall_keeps_the_flags_that_are_not_masked() {
     let program = vm.cpu.gpr(11);
     assert_eq!(program, Rflags::CF | Rflags::DF | Rflags::IF | Rflags::FIXED, "{program:#x}");
     assert!(vm.cpu.rip() >= CODE);
+}
+
+/// Behaviour 28.
+#[test]
+fn what_lies_at_a_fixed_place_is_another_thing_when_the_page_is_another_one() {
+    // l: mov rax, [200000h]; add rbx, rax; inc qword [rip+...] (200010h); xor byte [14001h], 10h (the page's table entry);
+    // jmp l
+    const PROGRAM: &[u8] = &[
+        0x48, 0x8b, 0x04, 0x25, 0, 0, 0x20, 0, 0x48, 0x01, 0xc3, 0x48, 0xff, 0x05, 0xfe, 0xff,
+        0x0f, 0, 0x80, 0x34, 0x25, 1, 0x40, 1, 0, 0x10, 0xeb, 0xe4,
+    ];
+    if has_translator() {
+        let vm = both::compare(
+            || {
+                let mut vm = guest(PROGRAM, &[]);
+                vm.write(DATA, &1u64.to_le_bytes());
+                vm.write(DATA + 0x1000, &0x1_0000_0000u64.to_le_bytes());
+                vm
+            },
+            9,
+        );
+        let (low, high) = (vm.cpu.gpr(3) & 0xffff_ffff, vm.cpu.gpr(3) >> 32);
+        assert!(low > 1000 && low.abs_diff(high) <= 1, "{low} and {high}");
+    }
+}
+
+#[test]
+fn what_a_kernel_finds_at_a_fixed_place_is_out_of_bounds_for_a_program_with_the_same_code() {
+    // mov edx, n; f: mov rax, [200000h]; jmp rdx; n: syscall; jmp -19
+    const PROGRAM: &[u8] = &[
+        0xba, 15, 0, 0x10, 0, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0x20, 0, 0xff, 0xe2, 0x0f, 0x05, 0xeb,
+        0xed,
+    ];
+    // lea rdx, [rip+7]; mov eax, f; jmp rax; sysretq
+    const KERNEL: &[u8] =
+        &[0x48, 0x8d, 0x15, 7, 0, 0, 0, 0xb8, 5, 0, 0x10, 0, 0xff, 0xe0, 0x48, 0x0f, 0x07];
+    if has_translator() {
+        let vm = both::compare(
+            || {
+                let mut vm = guest(PROGRAM, KERNEL);
+                let entry = PT + 8 * (DATA >> 12);
+                let supervisors = vm.read(entry) & !4;
+                vm.write(entry, &supervisors.to_le_bytes());
+                // Behind the fault, the rest of the instruction stores near what the kernel has loaded.
+                vm.write(DATA, &(USER_STACK - 0x1000).to_le_bytes());
+                // In the half where the program is, so that the kernel gets there without leaving the translator.
+                vm.change(|state| {
+                    state.sys.lstar = crate::KERNEL;
+                });
+                vm
+            },
+            10,
+        );
+        assert!(vm.cpu.gpr(14) > 1000, "{} page faults", vm.cpu.gpr(14));
+    }
 }
