@@ -148,7 +148,7 @@ impl Gen<'_> {
                 return self.place_in_round(ins, stream);
             }
             Check::Alone => return self.alone(index, address, access),
-            Check::Leader { group: Group::Stack, from, span } => {
+            Check::Leader { group: Group::Stack, from, span, .. } => {
                 self.native = false;
                 self.linear(address, T, from);
                 self.e.alu_mem(Alu::Sub, T, reg::RSP, slot::PIN_PAGE);
@@ -158,7 +158,8 @@ impl Gen<'_> {
                 self.cold.push(Cold::Repin { hole, back, span, flags: self.flags, index });
                 (self.near_stack(address), false)
             }
-            Check::Leader { group: Group::Slot(number), from, span } => {
+            Check::Leader { group: Group::Slot(number), from, span, write } => {
+                let access = Access { write, ..access };
                 self.linear(address, S, from);
                 if let Some(cell) = self.new_cell() {
                     self.look_into_cell(index, cell, access, span, AfterMiss::Plain);

@@ -24,8 +24,8 @@ pub(crate) const GROUPS: usize = 8;
 pub(crate) enum Check {
     /// By itself.
     Alone,
-    /// For its whole group: `span` bytes from `from`, which is relative to its own address.
-    Leader { group: Group, from: i32, span: i32 },
+    /// For its whole group: `span` bytes from `from`, which is relative to its own address. `write` if some of these are stored to.
+    Leader { group: Group, from: i32, span: i32, write: bool },
     /// By its leader. It begins `at` bytes into the range, and if it has to be aligned, another access may have shown that
     /// it is.
     Follower { group: Group, at: i32, is_aligned: bool },
@@ -90,6 +90,8 @@ struct Open {
     origin: Origin,
     group: Group,
     may_store: bool,
+    /// No branch lies between the leader and what comes next, so that joins the group whenever the leader was there.
+    is_straight: bool,
     leader: (usize, Part),
     /// Distances from the origin.
     leader_at: i64,
@@ -117,6 +119,9 @@ pub(crate) fn plan(insns: &[Insn]) -> Vec<Checks> {
     for (index, insn) in insns.iter().enumerate() {
         planner.accesses(index, insn);
         planner.step(insn);
+        if insn.kind == Kind::Jcc {
+            planner.open.iter_mut().for_each(|open| open.is_straight = false);
+        }
         if let Kind::SetAc(_) = insn.kind {
             // Pages may be accessed before that may not after, and the pin is another one.
             planner.close_all();
@@ -252,7 +257,8 @@ impl Planner {
             let open = &mut self.open[known];
             let (low, high) = (open.low.min(at), open.high.max(end));
             let may_join = is_placed || high - low <= SPAN_MAX;
-            if may_join && (open.may_store || !access.write) {
+            if may_join && (open.may_store || !access.write || open.is_straight) {
+                open.may_store |= access.write;
                 (open.low, open.high) = (low, high);
                 let is_aligned = open.aligned.is_some_and(|(known, bytes)| {
                     bytes >= access.bytes && (at - known) % i64::from(access.bytes) == 0
@@ -290,6 +296,7 @@ impl Planner {
             origin,
             group,
             may_store: is_stack || access.write,
+            is_straight: true,
             leader: place,
             leader_at: at,
             low: at,
@@ -317,7 +324,8 @@ impl Planner {
         }
         let from = (open.low - open.leader_at) as i32;
         let span = (open.high - open.low) as i32;
-        self.set(open.leader, Check::Leader { group: open.group, from, span });
+        let (group, write) = (open.group, open.may_store);
+        self.set(open.leader, Check::Leader { group, from, span, write });
     }
 
     fn set(&mut self, (index, part): (usize, Part), check: Check) {
@@ -402,6 +410,10 @@ mod tests {
 
     const FIRST: Group = Group::Slot(0);
 
+    fn loads(group: Group, from: i32, span: i32) -> Check {
+        Check::Leader { group, from, span, write: group == Group::Stack }
+    }
+
     fn follower(group: Group, at: i32) -> Check {
         Check::Follower { group, at, is_aligned: false }
     }
@@ -423,7 +435,7 @@ mod tests {
         let (operands, stack) =
             checks(&[0x53, 0x55, 0x48, 0x89, 0xe5, 0x48, 0x8b, 0x45, 8, 0x5d, 0x5b]);
         let follower = |at| follower(Group::Stack, at);
-        let leader = Check::Leader { group: Group::Stack, from: -8, span: 16 };
+        let leader = loads(Group::Stack, -8, 16);
         assert_eq!(stack[..2], [leader, follower(0)]);
         assert_eq!(operands[3], follower(8), "RBP is RSP at a distance");
         assert_eq!(stack[4..], [follower(0), follower(8)]);
@@ -433,7 +445,7 @@ mod tests {
     fn fields_of_a_structure_are_checked_together() {
         // mov rax,[rdi+16]; mov rcx,[rdi]; mov edx,[rdi+24]
         let (operands, _) = checks(&[0x48, 0x8b, 0x47, 16, 0x48, 0x8b, 0x0f, 0x8b, 0x57, 24]);
-        let leader = Check::Leader { group: FIRST, from: -16, span: 28 };
+        let leader = loads(FIRST, -16, 28);
         assert_eq!(operands, [leader, follower(FIRST, 0), follower(FIRST, 24)]);
     }
 
@@ -443,18 +455,27 @@ mod tests {
         let load = |at: u32| [&[0x48, 0x8b, 0x05][..], &at.to_le_bytes()].concat();
         let code = [0x1800, 0x17f0, 0x1000, 0x2fe0, 0x17d8].map(load).concat();
         let (operands, _) = checks(&code);
-        let leader = Check::Leader { group: FIRST, from: -0x7f2, span: 0x7fa };
+        let leader = loads(FIRST, -0x7f2, 0x7fa);
         assert_eq!(operands[..3], [leader, follower(FIRST, 0x7e9), follower(FIRST, 0)]);
         // The fourth reaches into the next page.
         assert_eq!(operands[3..], [Check::Alone, follower(FIRST, 0x7e6)]);
     }
 
     #[test]
-    fn a_store_never_follows_a_load() {
+    fn a_store_follows_a_load_unless_a_branch_decides_whether_it_comes() {
         // mov rax,[rdi]; mov [rdi+8],rax; mov rcx,[rdi+16]
         let (operands, _) = checks(&[0x48, 0x8b, 0x07, 0x48, 0x89, 0x47, 8, 0x48, 0x8b, 0x4f, 16]);
-        let leader = Check::Leader { group: FIRST, from: 0, span: 16 };
-        assert_eq!(operands, [Check::Alone, leader, follower(FIRST, 8)]);
+        let leader = Check::Leader { group: FIRST, from: 0, span: 24, write: true };
+        assert_eq!(operands, [leader, follower(FIRST, 8), follower(FIRST, 16)]);
+        // mov rax,[rdi]; je (far away); mov [rdi+8],rax; mov rcx,[rdi+16]
+        let (operands, _) = checks(&[
+            0x48, 0x8b, 0x07, 0x0f, 0x84, 0, 0, 2, 0, 0x48, 0x89, 0x47, 8, 0x48, 0x8b, 0x4f, 16,
+        ]);
+        let leader = Check::Leader { group: FIRST, from: 0, span: 16, write: true };
+        assert_eq!(
+            [operands[0], operands[2], operands[3]],
+            [Check::Alone, leader, follower(FIRST, 8)]
+        );
     }
 
     #[test]
@@ -474,7 +495,7 @@ mod tests {
             0x48, 0x8b, 0x04, 0xf7, 0x48, 0x83, 0xc7, 8, 0x48, 0xff, 0xc6, 0x48, 0x8b, 0x4c, 0xf7,
             0xfc,
         ]);
-        let leader = Check::Leader { group: FIRST, from: 0, span: 20 };
+        let leader = loads(FIRST, 0, 20);
         assert_eq!([operands[0], operands[3]], [leader, follower(FIRST, 12)]);
     }
 
@@ -483,7 +504,7 @@ mod tests {
         // push rbx; mov rbp,rsp; mov rsp,rax; push rbx; mov rcx,[rbp]
         let (operands, stack) =
             checks(&[0x53, 0x48, 0x89, 0xe5, 0x48, 0x89, 0xc4, 0x53, 0x48, 0x8b, 0x4d, 0]);
-        let leader = Check::Leader { group: Group::Stack, from: 0, span: 8 };
+        let leader = loads(Group::Stack, 0, 8);
         assert_eq!([stack[0], stack[3]], [leader, leader]);
         assert_eq!(operands[4], Check::Alone);
     }
