@@ -86,8 +86,21 @@ pub(crate) enum Left {
 pub struct CodePlace {
     /// RAM address of the instruction at RIP.
     pub ram: RamOffset,
-    /// What of the mode decides what bytes mean.
+    /// What of the mode decides what bytes mean; [`CodePlace::AT_EDGE`] beside it.
     pub meaning: u32,
+}
+
+impl CodePlace {
+    /// A bit of the meaning: a branch from there by a distance may lead to an address that is not canonical.
+    pub const AT_EDGE: u32 = 1 << 30;
+
+    /// [`CodePlace::AT_EDGE`] or 0, for a linear address.
+    fn edge(linear: u64) -> u32 {
+        // Distances have 32 bits, and half of that is how far they reach.
+        const REACH: u64 = 1 << 32;
+        let from_edge = (linear ^ (linear as i64 >> 63) as u64) + REACH;
+        if from_edge >> 47 != 0 { CodePlace::AT_EDGE } else { 0 }
+    }
 }
 
 /// The two sides of a system call, in 64-bit mode.
@@ -344,7 +357,8 @@ impl Cpu {
         if self.attention {
             return None; // the walk has written to code
         }
-        Some(CodePlace { ram, meaning: self.mode_key & ModeKey::MEANING })
+        let meaning = self.mode_key & ModeKey::MEANING | CodePlace::edge(linear);
+        Some(CodePlace { ram, meaning })
     }
 
     /// A link from a linear address to its code holds while this number is the same for it.

@@ -9,7 +9,7 @@ use crate::bmi;
 use crate::frame::{Home, home, slot};
 use crate::host::both_have;
 use crate::x87;
-use cpu::{INSTRUCTION_BYTES_MAX, decoder_options};
+use cpu::{CodePlace, INSTRUCTION_BYTES_MAX, decoder_options};
 use x86::iced::{
     Code, ConditionCode, CpuidFeature, Decoder, DecoderError, EncodingKind, FlowControl,
     Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
@@ -189,7 +189,7 @@ pub(crate) struct Trace {
 /// [`crate::host::meaning_on`], here and below.
 pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> Trace {
     let mut info = InstructionInfoFactory::new();
-    let mut insns: Vec<Insn> = Vec::new();
+    let mut insns: Vec<Insn> = Vec::with_capacity(most);
     let mut at = start;
     let end = loop {
         if at == 4096 || insns.len() == most || insns.iter().any(|insn| insn.at == at) {
@@ -478,6 +478,13 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
             _ => None,
         },
         Mnemonic::Call => match ins.code() {
+            // If the target is not canonical, nothing is to be pushed.
+            Code::Call_rel32_64
+                if meaning & CodePlace::AT_EDGE != 0
+                    && page_place(ins.near_branch64()).is_none() =>
+            {
+                None
+            }
             Code::Call_rel32_64 => Some(Kind::Call),
             Code::Call_rm64 => Some(Kind::CallIndirect),
             _ => None,

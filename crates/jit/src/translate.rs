@@ -207,8 +207,6 @@ pub(crate) enum Cold {
     OtherKey { hole: Hole, site: u32, crossing: Crossing },
     /// A return that does not lead to where the last call came from.
     Astray(Astray),
-    /// A direct call to another page, under a key for which it was not made to lead there.
-    CallUnderOtherKey { hole: Hole, index: usize, site: u32, crossing: Crossing },
     /// A conditional branch was taken: not that rare.
     Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
 }
@@ -298,7 +296,7 @@ impl<'a> Gen<'a> {
             trace,
             place,
             steps: trace.insns.len() as u16,
-            cold: Vec::new(),
+            cold: Vec::with_capacity(trace.insns.len()),
             flags: FlagState::Home,
             native: false,
             flavour,
@@ -466,17 +464,6 @@ impl<'a> Gen<'a> {
                 self.page_address(T, crossing.target as u64);
                 self.cross_by_table(site, crossing);
             }
-            Cold::CallUnderOtherKey { hole, index, site, crossing } => {
-                self.e.fill(hole);
-                self.held = None;
-                self.native = false;
-                let target = crossing.target as u64;
-                self.page_address(T, target);
-                self.leave_unless_canonical(index, T, S);
-                self.push_return(index);
-                self.page_address(T, target);
-                self.cross_by_table(site, crossing);
-            }
             Cold::Astray(astray) => self.find_way(astray),
             Cold::Taken { hole, flags, undo, target, at } => {
                 self.e.fill(hole);
@@ -544,39 +531,11 @@ impl<'a> Gen<'a> {
     /// Goes on at a distance from the page, on another one. Until the translator links it, it leaves; then it leads there
     /// as long as page and context are the same, and under others looks into the jump table.
     fn cross(&mut self, target: u64, at: u16, is_branch: bool) {
-        let (hole, key_at) = self.compare_key();
-        let (site, crossing) = self.cross_here(target, at, is_branch, key_at);
-        self.cold.push(Cold::OtherKey { hole, site, crossing });
-    }
-
-    /// A direct call to another page, likewise.
-    fn call_across(&mut self, index: usize) {
-        let insn = &self.trace.insns[index];
-        let (target, at) = (insn.ins.near_branch64(), insn.at);
-        let (hole, key_at) = self.compare_key();
-        // It was linked, so its target is canonical.
-        self.push_return(index);
-        let (site, crossing) = self.cross_here(target, at, true, key_at);
-        self.cold.push(Cold::CallUnderOtherKey { hole, index, site, crossing });
-    }
-
-    /// The branch that is taken under another key than the one that is to be filled in, and where that is.
-    fn compare_key(&mut self) -> (Hole, u32) {
         self.e.mov_imm64(T, 0);
         let key_at = self.in_cache(self.e.here()) - 8;
         self.e.alu_mem(Alu::Cmp, T, reg::RSP, slot::KEY);
         self.native = false;
-        (self.e.jcc(cc::NE), key_at)
-    }
-
-    /// The jump that is taken under the key for which it was linked.
-    fn cross_here(
-        &mut self,
-        target: u64,
-        at: u16,
-        is_branch: bool,
-        key_at: u32,
-    ) -> (u32, Crossing) {
+        let hole = self.e.jcc(cc::NE);
         let distance = i32::try_from(target as i64).expect("checked when the trace was read");
         self.e.add_imm_mem(reg::RSP, slot::KEY, distance >> 12);
         self.e.add_imm_mem(reg::RSP, slot::PAGE, distance & !0xfff);
@@ -585,7 +544,8 @@ impl<'a> Gen<'a> {
         // What the site says of the last jump is not known before that is emitted.
         let site = self.site(at, 0, Exit::Interpret);
         let jump_at = self.in_cache(self.e.address_of(jump));
-        (site, Crossing { target: distance, is_branch, key_at, jump_at, other_at: 0 })
+        let crossing = Crossing { target: distance, is_branch, key_at, jump_at, other_at: 0 };
+        self.cold.push(Cold::OtherKey { hole, site, crossing });
     }
 
     /// Goes on at the linear address in T, on another page, under another key: leaves until it is linked, and looks into the
@@ -917,13 +877,8 @@ impl<'a> Gen<'a> {
             }
             Kind::Call => {
                 self.settle_flags();
-                match page_place(ins.near_branch64()) {
-                    Some(place) => {
-                        self.push_return(index);
-                        self.branch_to(u64::from(place), insn.at);
-                    }
-                    None => self.call_across(index),
-                }
+                self.push_return(index);
+                self.branch_to(ins.near_branch64(), insn.at);
             }
             Kind::CallIndirect => {
                 self.settle_flags();

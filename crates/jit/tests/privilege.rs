@@ -288,3 +288,35 @@ fn what_a_kernel_finds_at_a_fixed_place_is_out_of_bounds_for_a_program_with_the_
         assert!(vm.cpu.gpr(14) > 1000, "{} page faults", vm.cpu.gpr(14));
     }
 }
+
+#[test]
+fn a_call_to_where_no_address_is_pushes_nothing() {
+    // l: mov rcx, 7fffffffff00h; jmp rcx
+    const PROGRAM: &[u8] = &[0x48, 0xb9, 0, 0xff, 0xff, 0xff, 0xff, 0x7f, 0, 0, 0xff, 0xe1];
+    // l: call 800000000105h; mov rax, [rsp-8]; inc rbx; jmp l
+    const AT_EDGE: &[u8] =
+        &[0xe8, 0, 2, 0, 0, 0x48, 0x8b, 0x44, 0x24, 0xf8, 0x48, 0xff, 0xc3, 0xeb, 0xf1];
+    // inc r14; add rsp, 8; add qword [rsp], 5; iretq
+    const HANDLER: &[u8] =
+        &[0x49, 0xff, 0xc6, 0x48, 0x83, 0xc4, 8, 0x48, 0x83, 0x04, 0x24, 5, 0x48, 0xcf];
+    if has_translator() {
+        let vm = both::compare(
+            || {
+                let mut vm = guest(PROGRAM, &[]);
+                // The last page of programs' addresses is the last of RAM.
+                for (table, from, to) in
+                    [(0x1_0000, 0, 255), (0x1_1000, 0, 511), (0x1_2000, 1, 511)]
+                {
+                    let entry = vm.read(table + 8 * from);
+                    vm.write(table + 8 * to, &entry.to_le_bytes());
+                }
+                vm.write(0x3f_ff00, AT_EDGE);
+                vm.write(HANDLERS + 32 * u64::from(Vector::GP), HANDLER);
+                vm
+            },
+            11,
+        );
+        assert!(vm.cpu.gpr(14) > 1000, "{} faults", vm.cpu.gpr(14));
+        assert_eq!(vm.cpu.gpr(0), 0);
+    }
+}
