@@ -404,7 +404,7 @@ mod tests {
         let mut page = [0xf4; 4096];
         page[..code.len()].copy_from_slice(code);
         // In the mode of a system that uses SSE.
-        let checks = plan(&scan(&page, 0, 1 << 6 | 2, TRACE_MAX).insns);
+        let checks = plan(&scan(&page, 0, 1 << 6 | 2, TRACE_MAX, |_| false).insns);
         checks.into_iter().map(|checks| (checks.operand, checks.stack)).unzip()
     }
 

@@ -540,7 +540,7 @@ mod tests {
         let mut page = [0xf4; 4096];
         page[..code.len()].copy_from_slice(code);
         // In the mode of a system that uses SSE.
-        Rounds::of(&scan(&page, 0, 1 << 6 | 2, TRACE_MAX), 0)
+        Rounds::of(&scan(&page, 0, 1 << 6 | 2, TRACE_MAX, |_| false), 0)
     }
 
     /// The ranges of its groups and how far they move.

@@ -185,9 +185,15 @@ pub(crate) struct Trace {
     pub(crate) is_loop: bool,
 }
 
-/// Reads the trace of at most `most` instructions that starts at `start` on a page. `meaning` is of
-/// [`crate::host::meaning_on`], here and below.
-pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> Trace {
+/// Reads the trace of at most `most` instructions that starts at `start` on a page. Unless it is a loop, it ends where code is
+/// known that it can go on with. `meaning` is of [`crate::host::meaning_on`], here and below.
+pub(crate) fn scan(
+    page: &[u8; 4096],
+    start: u16,
+    meaning: u32,
+    most: usize,
+    is_known: impl Fn(u16) -> bool,
+) -> Trace {
     let mut info = InstructionInfoFactory::new();
     let mut insns: Vec<Insn> = Vec::with_capacity(most);
     let mut at = start;
@@ -215,8 +221,16 @@ pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> 
             _ => at = next,
         }
     };
-    x87::mark_exits(&mut insns);
+    let goes_back = |insn: &Insn| {
+        matches!(insn.kind, Kind::Jcc | Kind::Call) && insn.ins.near_branch64() == u64::from(start)
+    };
+    let is_loop = end == End::At(start) && !insns.is_empty() || insns.iter().any(goes_back);
     let mut end = end;
+    if !is_loop && let Some(place) = insns.iter().skip(1).position(|insn| is_known(insn.at)) {
+        end = End::At(insns[place + 1].at);
+        insns.truncate(place + 1);
+    }
+    x87::mark_exits(&mut insns);
     // STI holds off interrupts for one instruction: that one has to be done in the same breath.
     let is_alone = |(place, insn): (usize, &Insn)| {
         insn.kind == Kind::Sti && insns.get(place + 1).is_none_or(|next| next.exits)
@@ -225,10 +239,6 @@ pub(crate) fn scan(page: &[u8; 4096], start: u16, meaning: u32, most: usize) -> 
         end = End::Unknown(insns[place].at);
         insns.truncate(place);
     }
-    let goes_back = |insn: &Insn| {
-        matches!(insn.kind, Kind::Jcc | Kind::Call) && insn.ins.near_branch64() == u64::from(start)
-    };
-    let is_loop = end == End::At(start) && !insns.is_empty() || insns.iter().any(goes_back);
     let mut trace = Trace { insns, end, is_loop };
     find_live_flags(&mut trace);
     trace
@@ -832,5 +842,23 @@ mod tests {
             off.iter().any(|it| kind_of(ins, ALL_MODELS | *it).is_some())
         });
         assert_eq!(copied.map(|ins| format!("{:?}", ins.code())).next(), None);
+    }
+
+    #[test]
+    fn a_trace_ends_where_code_is_known_unless_it_is_a_loop() {
+        let ends = |code: &[u8]| {
+            let mut page = [0xf4; 4096];
+            page[..code.len()].copy_from_slice(code);
+            let trace = scan(&page, 0, meaning_on(2, CpuModel::ALL), TRACE_MAX, |at| at <= 3);
+            (trace.insns.len(), trace.end, trace.is_loop)
+        };
+        // inc rax; inc rcx; nop; hlt
+        assert_eq!(
+            ends(&[0x48, 0xff, 0xc0, 0x48, 0xff, 0xc1, 0x90]),
+            (1, End::At(3), false),
+            "it was known where it starts, too"
+        );
+        // l: inc rax; inc rcx; jmp l
+        assert_eq!(ends(&[0x48, 0xff, 0xc0, 0x48, 0xff, 0xc1, 0xeb, 0xf8]), (3, End::At(0), true));
     }
 }

@@ -1465,7 +1465,7 @@ mod tests {
         let stubs = emit_stubs(&mut emitter, &callees, 0);
         let mut given = Given::default();
         let one = |start: u16| {
-            let mut trace = scan(page, start, MEANING, crate::scan::TRACE_MAX);
+            let mut trace = scan(page, start, MEANING, crate::scan::TRACE_MAX, |_| false);
             let place = Place { start, base: 0x20_0000, cold: 0x30_0000, cache: 0x10_0000 };
             let checks = plan(&trace.insns);
             spare_exits(&mut trace, &checks);

@@ -177,6 +177,23 @@ impl Key {
     }
 }
 
+/// Where on a page translations start, or once did: a bit for each place.
+struct Starts([u64; PAGE_BYTES / 64]);
+
+impl Starts {
+    fn of(keys: Option<&Vec<Key>>) -> Starts {
+        let mut bits = [0; PAGE_BYTES / 64];
+        for at in keys.into_iter().flatten().map(Key::start) {
+            bits[usize::from(at / 64)] |= 1 << (at % 64);
+        }
+        Starts(bits)
+    }
+
+    fn has(&self, at: u16) -> bool {
+        self.0[usize::from(at / 64)] >> (at % 64) & 1 != 0
+    }
+}
+
 /// What a loop does.
 enum Rounds {
     /// Many rounds, as a rule.
@@ -371,8 +388,14 @@ impl Translator {
         let page = place.ram.page();
         let start = (place.ram.0 & 0xfff) as u16;
         cpu.mark(Doing::Translating);
-        let trace =
-            scan(mem.page(page), start, meaning_on(place.meaning, self.host), self.trace_max);
+        let meaning_here = meaning_on(place.meaning, self.host);
+        let starts = Starts::of(self.pages.get(&page));
+        let is_known = |at: u16| {
+            let ram = page << 12 | u64::from(at);
+            let key = Key { ram, meaning: place.meaning, next: None };
+            starts.has(at) && self.blocks.contains_key(&key)
+        };
+        let trace = scan(mem.page(page), start, meaning_here, self.trace_max, is_known);
         for insn in &trace.insns {
             cpu.note_code(mem, page, usize::from(insn.at), usize::from(insn.next));
         }
