@@ -289,6 +289,7 @@ fn what_a_kernel_finds_at_a_fixed_place_is_out_of_bounds_for_a_program_with_the_
     }
 }
 
+/// Behaviour 28.
 #[test]
 fn a_call_to_where_no_address_is_pushes_nothing() {
     // l: mov rcx, 7fffffffff00h; jmp rcx
