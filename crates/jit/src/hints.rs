@@ -51,9 +51,8 @@ pub(crate) struct Hints {
     views: Zeroed<View>,
     /// The losses of the TLB up to which each holds.
     losses: [Option<u64>; Cpu::TLB_VIEWS],
-    /// An address that no guest uses, and how far a page that nobody can access is from there.
+    /// What hints that are not in use say: an address that no guest uses, and a page that nobody can access.
     nowhere: Hint,
-    /// How many instructions have got a hint.
     pub(crate) given: Given,
 }
 
@@ -139,23 +138,21 @@ pub(crate) fn emit_stub(e: &mut Emitter, write: bool, nowhere: u64, slow: Option
     let unknown = e.jcc(cc::A);
     e.mov_imm64(T, nowhere);
     e.alu_mem(Alu::Cmp, T, reg::RCX, 0);
+    // None of these writes RFLAGS.
+    e.store(reg::RCX, 0, S);
+    e.load(reg::RDX, reg::RDX, TLB_DISTANCE);
+    e.lea_index(S, Some(S), reg::RDX, 0, 0);
+    e.store(reg::RCX, HOST, S);
     let is_noted = e.jcc(cc::NE);
     e.load(T, reg::RSP, BELOW + slot::HINTS);
-    e.mov(reg::RAX, reg::RCX);
-    e.alu(Alu::Sub, reg::RAX, T);
-    e.push(reg::RDX);
+    e.alu(Alu::Sub, reg::RCX, T);
     e.load(reg::RDX, T, offset_of!(View, used) as i32);
     e.add_imm_mem(T, offset_of!(View, used) as i32, 1);
     e.alu_imm(Alu::Cmp, reg::RDX, FEW as i32);
     let many = e.jcc(cc::AE);
     let offsets = offset_of!(View, offsets) as i32;
-    e.mov_sized(4, RegMem::Scaled(T, reg::RDX, 2, offsets), reg::RAX);
-    e.fill(many);
-    e.pop(reg::RDX);
-    e.fill(is_noted);
-    e.store(reg::RCX, 0, S);
-    e.alu_mem(Alu::Add, S, reg::RDX, TLB_DISTANCE);
-    e.store(reg::RCX, HOST, S);
+    e.mov_sized(4, RegMem::Scaled(T, reg::RDX, 2, offsets), reg::RCX);
+    [many, is_noted].into_iter().for_each(|hole| e.fill(hole));
     for r in USED.into_iter().rev() {
         e.pop(r);
     }

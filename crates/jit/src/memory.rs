@@ -211,19 +211,17 @@ impl Gen<'_> {
             near.map_or(RegMem::Mem(S, 0), |(base, distance)| RegMem::Sum(base, S, distance));
         let has_hint = self.has_hint(address, 0, access.bytes as i32);
         self.linear(address, S, 0);
-        let cell = self.new_cell();
-        if access.aligned && (cell.is_some() || has_hint) {
+        if access.aligned {
             self.leave_unless_aligned(index, S);
         }
-        let Some(cell) = cell else {
-            if has_hint {
-                self.look_into_hint(index, access, false);
-            } else {
-                self.check(index, access, near);
-            }
-            return place;
-        };
-        self.look_into_cell(index, cell, access, access.bytes as i32, AfterMiss::Slow(near));
+        if let Some(cell) = self.new_cell() {
+            let after = AfterMiss::Slow(near);
+            self.look_into_cell(index, cell, access, access.bytes as i32, after);
+        } else if has_hint {
+            self.look_into_hint(index, access, false);
+        } else {
+            self.check(index, access, near);
+        }
         place
     }
 
@@ -310,8 +308,7 @@ impl Gen<'_> {
         if stored.is_some() {
             self.call_slow(access, stored);
         }
-        let (at, undo) = (self.trace.insns[index].at, self.undo(index));
-        let site = self.site(at, undo, Exit::Interpret);
+        let site = self.site_before(index);
         self.go_back(None, back, flags, site);
     }
 
@@ -331,16 +328,16 @@ impl Gen<'_> {
         self.e.fill_to(filled, back);
         self.e.alu_mem(Alu::Add, S, reg::RSP, cell);
         self.e.fill(unknown);
-        let (at, undo) = (self.trace.insns[index].at, self.undo(index));
         match after {
             AfterMiss::Plain => self.go_plain(flags, index),
             AfterMiss::Slow(from) => {
                 self.call_slow(access, stored);
-                let site = self.site(at, undo, Exit::Interpret);
+                let site = self.site_before(index);
                 self.go_back(from, done, flags, site);
             }
         }
         self.e.fill(too_many);
+        let (at, undo) = (self.trace.insns[index].at, self.undo(index));
         let site = self.site(at, undo, Exit::Misses { steps_a_round: self.steps });
         self.leave_with(flags, site);
     }
@@ -435,12 +432,10 @@ impl Gen<'_> {
         self.leave_before(index, vec![hole]);
     }
 
-    /// S = host address for an access at the linear address in S by instruction `index`. Uses T and RFLAGS.
+    /// S = host address for an access at the linear address in S by instruction `index`, whose alignment matters to nobody or was
+    /// checked before. Uses T and RFLAGS.
     /// With `near`, the distance there from a register and an offset.
     fn check(&mut self, index: usize, access: Access, near: Option<(u8, i32)>) {
-        if access.aligned {
-            self.leave_unless_aligned(index, S);
-        }
         let hole = self.look_up(access, access.bytes as i32);
         if near.is_some() {
             self.e.load(S, T, TLB_DISTANCE);
@@ -475,7 +470,7 @@ impl Gen<'_> {
         access: Access,
         from: Option<(u8, i32)>,
     ) {
-        let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
+        let site = self.site_before(index);
         let flags = self.flags;
         self.cold.push(Cold::Slow { hole, back, access, from, flags, site, stored: None });
     }

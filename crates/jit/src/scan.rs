@@ -149,7 +149,7 @@ pub(crate) struct Insn {
     pub(crate) sets: u16,
     /// It can leave the translation before it is done.
     pub(crate) exits: bool,
-    /// Flags that somebody may want after it.
+    /// Flags that somebody may want after it: see [`find_live_flags`].
     pub(crate) live: u32,
     /// Size and direction of its memory operand.
     pub(crate) access: Option<Access>,
@@ -239,9 +239,7 @@ pub(crate) fn scan(
         end = End::Unknown(insns[place].at);
         insns.truncate(place);
     }
-    let mut trace = Trace { insns, end, is_loop };
-    find_live_flags(&mut trace);
-    trace
+    Trace { insns, end, is_loop }
 }
 
 /// The trace of one instruction that starts on one page and ends on another. `bytes` begin with it.
@@ -253,9 +251,7 @@ pub(crate) fn scan_straddler(bytes: &[u8], start: u16, meaning: u32) -> Trace {
         Some(insn) if insn.kind.ends_trace() || insn.kind == Kind::Jmp => End::Branch,
         Some(insn) => End::At(insn.next),
     };
-    let mut trace = Trace { insns: insn.into_iter().collect(), end, is_loop: false };
-    find_live_flags(&mut trace);
-    trace
+    Trace { insns: insn.into_iter().collect(), end, is_loop: false }
 }
 
 /// A branch target as a place on the page, if it is on it.
@@ -263,7 +259,7 @@ pub(crate) fn page_place(target: u64) -> Option<u16> {
     (target < 4096).then_some(target as u16)
 }
 
-/// Finds out which flags somebody may want; gives those before the trace.
+/// Finds out which flags somebody may want, once it is decided what exits; gives those before the trace.
 pub(crate) fn find_live_flags(trace: &mut Trace) -> u32 {
     let mut live = ALL_FLAGS;
     for insn in trace.insns.iter_mut().rev() {

@@ -7,7 +7,7 @@ use crate::emit::{Alu, Hole, cc, reg};
 use crate::frame::{BUDGET, S, T, slot};
 use crate::memory::TLB_DISTANCE;
 use crate::scan::Access;
-use crate::translate::{Cold, Exit, Gen};
+use crate::translate::{Cold, Gen};
 
 impl Gen<'_> {
     /// REP MOVS or REP STOS, instruction `index`.
@@ -80,8 +80,7 @@ impl Gen<'_> {
         let access = Access { bytes: 1, write, aligned: false };
         let hole = self.look_up(access, 1);
         if moves && write {
-            let (at, undo) = (self.trace.insns[index].at, self.undo(index));
-            let site = self.site(at, undo, Exit::Interpret);
+            let site = self.site_before(index);
             self.cold.push(Cold::Known { hole, back: again, access, flags: self.flags, site });
         } else {
             self.slow_path(index, hole, again, access, None);

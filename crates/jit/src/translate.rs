@@ -373,6 +373,11 @@ impl<'a> Gen<'a> {
         self.sites.len() as u32 - 1
     }
 
+    /// The site by which the interpreter gets instruction `index`.
+    pub(crate) fn site_before(&mut self, index: usize) -> u32 {
+        self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret)
+    }
+
     /// Steps that were charged and are not done before instruction `index`.
     pub(crate) fn undo(&self, index: usize) -> u16 {
         self.steps - index as u16
@@ -384,7 +389,7 @@ impl<'a> Gen<'a> {
 
     /// Leaves before instruction `index`, unless the branch that `hole` belongs to is not taken.
     pub(crate) fn leave_before(&mut self, index: usize, holes: Vec<Hole>) {
-        let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
+        let site = self.site_before(index);
         self.cold.push(Cold::Leave { holes, flags: self.flags, site });
     }
 

@@ -12,7 +12,7 @@ use crate::emit::{Alu, Emitter, RegMem, cc, reg};
 use crate::frame::{Home, S, T, at, call_out, home, slot};
 use crate::probe::HOST_X87;
 use crate::scan::{Insn, Kind};
-use crate::translate::{Cold, Exit, Gen};
+use crate::translate::{Cold, Gen};
 
 /// What an instruction does with the x87.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,7 +312,7 @@ impl Gen<'_> {
         self.e.test_byte(reg::RSP, slot::X87_HELD, 1);
         let hole = self.e.jcc(cc::E);
         let back = self.e.here();
-        let site = self.site(self.trace.insns[index].at, self.undo(index), Exit::Interpret);
+        let site = self.site_before(index);
         self.cold.push(Cold::HoldX87 { hole, back, flags: self.flags, site });
     }
 }
