@@ -178,15 +178,6 @@ impl<T: Copy> Zeroed<T> {
         // SAFETY: as above, and `&mut self` excludes everybody else.
         unsafe { std::slice::from_raw_parts_mut(self.area.base.as_ptr().cast(), self.count) }
     }
-
-    /// Makes all of it zeros again, and gives the memory back.
-    pub(crate) fn clear(&mut self) {
-        let len = self.count * size_of::<T>();
-        // SAFETY: a private mapping of ours, which holds zeros after this, as it did at first.
-        let result =
-            unsafe { libc::madvise(self.area.base.as_ptr().cast(), len, libc::MADV_DONTNEED) };
-        assert_eq!(result, 0, "memory of ours can be given back");
-    }
 }
 
 impl Area {

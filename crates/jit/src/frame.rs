@@ -10,9 +10,11 @@ use cpu::{Rights, SecondLevel};
 use crate::avx;
 use crate::emit::{Alu, Emitter, RegMem, cc, reg};
 use crate::hints;
+use crate::jumps::Ways;
 use crate::memory::{TLB_DISTANCE, TLB_RAM, TLB_WRITE, tlb_tag};
 use crate::scan::Access;
 use crate::sides::{self, SideState, SideStubs};
+use crate::translator::SITE_TO_ZERO;
 use crate::x87::{self, X87Context};
 
 /// Scratch: an address, then what it points to.
@@ -69,11 +71,10 @@ pub(crate) mod slot {
     pub(crate) const SECOND: i32 = GS + 8;
     pub(crate) const KEYS: i32 = SECOND + 8;
     pub(crate) const HOST_BASE: i32 = KEYS + 16;
+    /// The table of jumps that holds here.
     pub(crate) const JUMPS: i32 = HOST_BASE + 8;
-    /// `Cpu::code_context`.
-    pub(crate) const CONTEXT: i32 = JUMPS + 8;
     /// Address of the XMM registers in the CPU.
-    pub(crate) const XMM: i32 = CONTEXT + 8;
+    pub(crate) const XMM: i32 = JUMPS + 8;
     /// Likewise of the upper halves of the YMM registers; and 1 if they are in the host's, else 0.
     pub(crate) const YMM: i32 = XMM + 8;
     pub(crate) const YMM_HELD: i32 = YMM + 8;
@@ -115,10 +116,8 @@ pub(crate) struct Context {
     pub(crate) budget: u64,
     pub(crate) page: u64,
     pub(crate) tlb: u64,
-    pub(crate) jumps: u64,
-    pub(crate) context: u64,
     pub(crate) key: u64,
-    pub(crate) returns: u64,
+    pub(crate) ways: Ways,
     pub(crate) hints: u64,
     pub(crate) fs: u64,
     pub(crate) gs: u64,
@@ -175,10 +174,8 @@ impl Context {
             budget: 0,
             page: 0,
             tlb: 0,
-            jumps: 0,
-            context: 0,
             key: 0,
-            returns: 0,
+            ways: Ways::NONE,
             hints: 0,
             fs: 0,
             gs: 0,
@@ -227,13 +224,12 @@ macro_rules! at {
 pub(crate) use at;
 
 /// What the frame gets from the context.
-const COPIED: [(i32, i32); 21] = [
+const COPIED: [(i32, i32); 20] = [
     (slot::PAGE, at!(page)),
     (slot::TLB, at!(tlb)),
-    (slot::JUMPS, at!(jumps)),
-    (slot::CONTEXT, at!(context)),
+    (slot::JUMPS, at!(ways.jumps)),
     (slot::KEY, at!(key)),
-    (slot::RETURNS, at!(returns)),
+    (slot::RETURNS, at!(ways.last_call)),
     (slot::HINTS, at!(hints)),
     (slot::FS, at!(fs)),
     (slot::GS, at!(gs)),
@@ -259,7 +255,7 @@ const LEFT: [(i32, i32); 13] = [
     (slot::KERNEL_GS, at!(kernel_gs)),
     (slot::ENTERED, at!(entered)),
     (slot::KEY, at!(key)),
-    (slot::RETURNS, at!(returns)),
+    (slot::RETURNS, at!(ways.last_call)),
     (slot::PAGE, at!(page)),
     (slot::RFLAGS, at!(rflags)),
     (slot::SITE, at!(site)),
@@ -293,6 +289,8 @@ pub(crate) struct Stubs {
     pub(crate) far_by_other: u64,
     /// Leaves, with a linear address in T to go on at.
     pub(crate) leave_far: u64,
+    /// Leaves to go on at linear address 0, from any page.
+    pub(crate) to_zero: u64,
     /// Called with a linear address in S. Pins its page if the TLB says that it may be stored to; then T is the place
     /// on it, and otherwise beyond any page. Clobbers S and RFLAGS.
     pub(crate) repin: u64,
@@ -377,8 +375,14 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees, nowhere: u64) -> St
     e.load(BUDGET, T, at!(budget));
     e.jmp_reg(S);
 
+    let to_zero = e.here();
+    e.mov_imm32(T, 0);
+    e.store_imm64(reg::RSP, slot::SITE, SITE_TO_ZERO as i32);
+    let with_site = e.jmp();
+
     let far_by_other = e.here();
-    e.jump_by_other_entry().fill_with_address(e);
+    e.jump_by_other_entry().fill(e);
+    e.fill(with_site);
     let leave_far = e.here();
     e.store(reg::RSP, slot::TARGET, T);
     let is_noted = e.jmp();
@@ -466,6 +470,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, callees: &Callees, nowhere: u64) -> St
         time_stamp,
         far_by_other,
         leave_far,
+        to_zero,
         repin,
         fill_cell,
         hint,

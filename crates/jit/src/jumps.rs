@@ -1,41 +1,57 @@
-//! The jump table: where the code of a linear address is, for jumps whose target is not known when they are translated.
-//! Translated code looks into it itself.
+//! Where indirect branches lead: a table of jumps, from linear addresses to code, and a ring of calls for returns. Translated code
+//! looks into both itself. Each privilege in each address space has its own, so that an entry says only what holds where
+//! it is found.
 
 use std::io;
+
+use cpu::Cpu;
 
 use crate::cache::Zeroed;
 use crate::emit::{Alu, Emitter, Hole, cc, reg};
 use crate::frame::{S, T, slot};
+use crate::returns::Returns;
 
-/// Entries for one address space.
+/// Entries of a table.
 const JUMPS: usize = 1 << 16;
+const JUMPS_BITS: u32 = JUMPS.trailing_zeros();
+/// The place of a linear address is in the product of the two, from this bit on: the address plus its page's number.
+const HASH: i32 = (1 << HASH_SHIFT) + 1;
+const HASH_SHIFT: u32 = 12;
 
 /// A link from a linear address to a translation.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Jump {
     pub(crate) linear: u64,
-    /// Not 0 in 64-bit mode.
-    pub(crate) context: u64,
+    /// Not 0.
     pub(crate) code: u64,
     /// What [`slot::KEY`] becomes.
     pub(crate) key: u64,
+    /// What [`slot::PAGE`] becomes.
+    page: u64,
 }
 
 mod field {
     pub(super) const LINEAR: i32 = 0;
-    pub(super) const CONTEXT: i32 = 8;
-    pub(super) const CODE: i32 = 16;
-    pub(super) const KEY: i32 = 24;
-    pub(super) const BYTES: i32 = 32;
+    pub(super) const CODE: i32 = 8;
+    pub(super) const KEY: i32 = 16;
+    pub(super) const PAGE: i32 = 24;
+    pub(super) const BITS: u32 = 5;
+    pub(super) const BYTES: i32 = 1 << BITS;
 }
 
 impl Jump {
-    /// As memory is at first.
-    const NONE: Jump = Jump { linear: 0, context: 0, code: 0, key: 0 };
+    /// As memory is at first. Only at the place of address 0 could somebody take it for a link.
+    const NONE: Jump = Jump { linear: 0, code: 0, key: 0, page: 0 };
+    /// What is there instead: an address that nobody looks for there.
+    const NONE_OF_ZERO: Jump = Jump { linear: JUMPS as u64 / 2, ..Jump::NONE };
+
+    pub(crate) fn new(linear: u64, code: u64, key: u64) -> Jump {
+        Jump { linear, code, key, page: linear & !0xfff }
+    }
 
     fn is_none(&self) -> bool {
-        self.context == Jump::NONE.context
+        self.code == Jump::NONE.code
     }
 }
 
@@ -45,46 +61,111 @@ impl Jump {
 #[repr(C, align(64))]
 struct Pair([Jump; 2]);
 
-/// A table for each address space that the TLB keeps, so that the kernel's jumps are there for all of them. Memory is
-/// taken for those that are used.
-pub(crate) struct JumpTable {
-    pairs: Zeroed<Pair>,
-    /// The pairs that are not empty, as long as they are few.
+/// What indirect branches of one privilege in one address space know.
+struct Known {
+    /// In which both hold: [`Cpu::code_context`] of the lower and of the upper half.
+    contexts: [u64; 2],
+    /// The pairs of its table that are not empty, as long as they are few.
     used: Vec<u32>,
+    returns: Option<Box<Returns>>,
+    /// The place of the last call there.
+    last_call: u64,
+}
+
+/// What the frame has of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Ways {
+    pub(crate) jumps: u64,
+    pub(crate) last_call: u64,
+}
+
+impl Ways {
+    pub(crate) const NONE: Ways = Ways { jumps: 0, last_call: 0 };
+}
+
+/// What is known of indirect branches. Memory is taken for those tables that are used.
+pub(crate) struct Branches {
+    pairs: Zeroed<Pair>,
+    known: Vec<Known>,
+    /// Code that goes on at address 0 by the translator.
+    to_zero: u64,
 }
 
 /// So many are emptied one by one.
 const FEW: usize = 1 << 14;
+const TABLES: usize = 2 * Cpu::ADDRESS_SPACES;
 
-impl JumpTable {
-    pub(crate) fn new(spaces: usize) -> io::Result<JumpTable> {
+impl Branches {
+    /// `to_zero` is code that goes on at linear address 0 by the translator.
+    pub(crate) fn new(to_zero: u64) -> io::Result<Branches> {
         // SAFETY: pairs are plain numbers, which may be 0.
-        let pairs = unsafe { Zeroed::new(spaces * JUMPS / 2)? };
-        Ok(JumpTable { pairs, used: Vec::new() })
+        let pairs = unsafe { Zeroed::new(TABLES * JUMPS / 2)? };
+        // No context is 0.
+        let known = || Known { contexts: [0; 2], used: Vec::new(), returns: None, last_call: 0 };
+        Ok(Branches { pairs, known: (0..TABLES).map(|_| known()).collect(), to_zero })
     }
 
-    /// The table of an address space, as translated code reads it.
-    pub(crate) fn of_space(&self, space: usize) -> u64 {
-        self.pairs.get()[space * JUMPS / 2..].as_ptr() as u64
+    /// The number of what is known in an address space, by programs or by the supervisor.
+    pub(crate) fn number(space: usize, is_user: bool) -> usize {
+        2 * space + usize::from(is_user)
     }
 
-    fn place(space: usize, linear: u64) -> (usize, usize) {
-        let index = (linear ^ linear >> 12) as usize & (JUMPS - 1);
-        ((space * JUMPS + index) / 2, index & 1)
+    /// What translated code has to know in these contexts, without what does not hold any more.
+    pub(crate) fn bring(&mut self, number: usize, contexts: [u64; 2]) -> Ways {
+        if self.known[number].contexts != contexts {
+            self.renew(number, contexts);
+        }
+        let jumps = (&raw const self.pairs.get()[number * JUMPS / 2]) as u64;
+        Ways { jumps, last_call: self.known[number].last_call }
     }
 
-    /// Where the code is, if the table knows it.
-    pub(crate) fn get(&self, space: usize, linear: u64, context: u64) -> Option<u64> {
-        let (pair, _) = JumpTable::place(space, linear);
-        let known = |jump: &&Jump| jump.linear == linear && jump.context == context;
+    #[cold]
+    fn renew(&mut self, number: usize, contexts: [u64; 2]) {
+        let known = &mut self.known[number];
+        known.contexts = contexts;
+        let returns = known.returns.get_or_insert_with(|| {
+            let returns = Returns::new();
+            known.last_call = returns.start();
+            returns
+        });
+        returns.clear(self.to_zero);
+        let first = number * JUMPS / 2;
+        let pairs = &mut self.pairs.get_mut()[first..first + JUMPS / 2];
+        let empty = Pair([Jump::NONE; 2]);
+        if known.used.len() < FEW {
+            known.used.drain(..).for_each(|index| pairs[index as usize] = empty);
+        } else {
+            pairs.fill(empty);
+            known.used.clear();
+        }
+        pairs[0] = Pair([Jump::NONE_OF_ZERO; 2]);
+    }
+
+    /// Takes back where translated code has its last call.
+    pub(crate) fn note_last_call(&mut self, number: usize, last_call: u64) {
+        self.known[number].last_call = last_call;
+    }
+
+    fn place(number: usize, linear: u64) -> (usize, usize) {
+        let index = (linear.wrapping_mul(HASH as u64) >> HASH_SHIFT) as usize & (JUMPS - 1);
+        ((number * JUMPS + index) / 2, index & 1)
+    }
+
+    /// Where the code is, if the table knows it. It has to be brought before.
+    pub(crate) fn get(&self, number: usize, linear: u64) -> Option<u64> {
+        let (pair, _) = Branches::place(number, linear);
+        let known = |jump: &&Jump| jump.linear == linear && !jump.is_none();
         self.pairs.get()[pair].0.iter().find(known).map(|jump| jump.code)
     }
 
-    pub(crate) fn insert(&mut self, space: usize, jump: Jump) {
-        let (index, first) = JumpTable::place(space, jump.linear);
+    /// Adds a link. The table has to be brought before.
+    pub(crate) fn insert(&mut self, number: usize, jump: Jump) {
+        let (index, first) = Branches::place(number, jump.linear);
         let pair = &mut self.pairs.get_mut()[index].0;
-        if self.used.len() < FEW && pair.iter().all(Jump::is_none) {
-            self.used.push(index as u32);
+        let used = &mut self.known[number].used;
+        if used.len() < FEW && pair.iter().all(Jump::is_none) {
+            used.push((index % (JUMPS / 2)) as u32);
         }
         if pair[first].linear != jump.linear && !pair[first].is_none() {
             pair[first ^ 1] = pair[first];
@@ -92,41 +173,29 @@ impl JumpTable {
         pair[first] = jump;
     }
 
+    /// Has everything forgotten by the time that it is brought next.
     pub(crate) fn clear(&mut self) {
-        if self.used.len() < FEW {
-            let pairs = self.pairs.get_mut();
-            let empty = Pair([Jump::NONE; 2]);
-            self.used.drain(..).for_each(|index| pairs[index as usize] = empty);
-        } else {
-            self.pairs.clear();
-            self.used.clear();
-        }
+        self.known.iter_mut().for_each(|known| known.contexts = [0; 2]);
     }
 }
 
-/// The ways out where an entry does not serve.
-pub(crate) struct Elsewhere {
-    other_address: Hole,
-    other_context: Hole,
-}
+/// The way out where an entry does not serve.
+pub(crate) struct Elsewhere(Hole);
 
 impl Elsewhere {
     /// What is emitted next is done then, with the linear address in T and the entry in S.
-    pub(crate) fn fill_with_address(self, e: &mut Emitter) {
-        e.fill(self.other_context);
-        e.load(T, S, field::LINEAR);
-        e.fill(self.other_address);
+    pub(crate) fn fill(self, e: &mut Emitter) {
+        e.fill(self.0);
     }
 }
 
 impl Emitter {
     /// Goes on at the linear address in T if its entry serves it.
     pub(crate) fn jump_by_table(&mut self) -> Elsewhere {
-        self.mov(S, T);
-        self.shift(5, S, 12);
-        self.alu(Alu::Xor, S, T);
-        self.alu_imm(Alu::And, S, JUMPS as i32 - 1);
-        self.shift(4, S, field::BYTES.trailing_zeros() as u8);
+        const SHIFT: u32 = HASH_SHIFT - field::BITS;
+        self.multiply(S, T, HASH);
+        self.shift(5, S, SHIFT as u8);
+        self.alu_imm(Alu::And, S, ((1 << JUMPS_BITS) - 1) << field::BITS);
         self.alu_mem(Alu::Add, S, reg::RSP, slot::JUMPS);
         self.jump_by_entry()
     }
@@ -139,22 +208,13 @@ impl Emitter {
 
     fn jump_by_entry(&mut self) -> Elsewhere {
         self.alu_mem(Alu::Cmp, T, S, field::LINEAR);
-        let other_address = self.jcc(cc::NE);
-        self.load(T, reg::RSP, slot::CONTEXT);
-        self.alu_mem(Alu::Cmp, T, S, field::CONTEXT);
-        let other_context = self.jcc(cc::NE);
-        self.take_page(field::LINEAR, field::KEY);
+        let other = self.jcc(cc::NE);
+        for (field, slot) in [(field::KEY, slot::KEY), (field::PAGE, slot::PAGE)] {
+            self.load(T, S, field);
+            self.store(reg::RSP, slot, T);
+        }
         self.jmp_mem(S, field::CODE);
-        Elsewhere { other_address, other_context }
-    }
-
-    /// Has the frame know the page that is gone to, by its key and by an address there, which are so far from S. T is lost.
-    pub(crate) fn take_page(&mut self, linear: i32, key: i32) {
-        self.load(T, S, key);
-        self.store(reg::RSP, slot::KEY, T);
-        self.load(T, S, linear);
-        self.alu_imm(Alu::And, T, -4096);
-        self.store(reg::RSP, slot::PAGE, T);
+        Elsewhere(other)
     }
 }
 
@@ -162,43 +222,78 @@ impl Emitter {
 mod tests {
     use super::*;
 
-    #[test]
-    fn two_addresses_that_meet_are_both_known() {
-        let mut table = JumpTable::new(2).unwrap();
-        let jump = |linear, code| Jump { linear, context: 7, code, key: 0 };
-        // Both have the same place.
-        let (one, other) = (0x1_0000_0000, 0x2_0000_0000);
-        table.insert(1, jump(one, 100));
-        table.insert(1, jump(other, 200));
-        assert_eq!((table.get(1, one, 7), table.get(1, other, 7)), (Some(100), Some(200)));
-        assert_eq!((table.get(0, one, 7), table.get(1, one, 8)), (None, None));
-        table.insert(1, jump(one, 300));
-        assert_eq!((table.get(1, one, 7), table.get(1, other, 7)), (Some(300), Some(200)));
-        table.clear();
-        assert_eq!(table.get(1, one, 7), None);
+    const CONTEXTS: [u64; 2] = [1 << 33, 3 << 32];
+
+    fn branches() -> Branches {
+        let mut branches = Branches::new(1).unwrap();
+        (0..TABLES).for_each(|number| {
+            branches.bring(number, CONTEXTS);
+        });
+        branches
     }
 
     #[test]
-    fn nothing_is_known_after_clearing_however_many_there_were() {
+    fn two_addresses_that_meet_are_both_known() {
+        let mut branches = branches();
+        let jump = |linear, code| Jump::new(linear, code, 0);
+        // Both have the same place.
+        let (one, other) = (0x1_0000_0000, 0x2_0000_0000);
+        assert_eq!(Branches::place(1, one), Branches::place(1, other));
+        branches.insert(1, jump(one, 100));
+        branches.insert(1, jump(other, 200));
+        assert_eq!((branches.get(1, one), branches.get(1, other)), (Some(100), Some(200)));
+        assert_eq!(branches.get(0, one), None);
+        branches.insert(1, jump(one, 300));
+        assert_eq!((branches.get(1, one), branches.get(1, other)), (Some(300), Some(200)));
+        branches.clear();
+        branches.bring(1, CONTEXTS);
+        assert_eq!(branches.get(1, one), None);
+    }
+
+    #[test]
+    fn nothing_is_known_in_other_contexts_however_many_there_were() {
         for count in [1, FEW as u64 + 10] {
-            let mut table = JumpTable::new(1).unwrap();
-            for round in 0..2 {
+            let mut branches = branches();
+            for round in 1..=2 {
                 let linear = |number: u64| number * 16;
+                branches.bring(0, CONTEXTS);
                 for number in 0..count {
-                    let (linear, code) = (linear(number), round);
-                    table.insert(0, Jump { linear, context: 7, code, key: 0 });
+                    branches.insert(0, Jump::new(linear(number), round, 0));
                 }
-                assert_eq!(table.get(0, linear(count - 1), 7), Some(round));
-                table.clear();
-                assert!((0..count).all(|number| table.get(0, linear(number), 7).is_none()));
+                assert_eq!(branches.get(0, linear(count - 1)), Some(round));
+                branches.bring(0, CONTEXTS);
+                assert_eq!(branches.get(0, linear(count - 1)), Some(round));
+                branches.bring(0, [round, CONTEXTS[1]]);
+                assert!((0..count).all(|number| branches.get(0, linear(number)).is_none()));
             }
         }
     }
 
     #[test]
-    fn the_two_of_a_pair_differ_in_one_bit_of_their_addresses() {
-        let table = JumpTable::new(1).unwrap();
-        assert_eq!(table.of_space(0) % (2 * field::BYTES as u64), 0);
+    fn no_address_finds_an_empty_entry() {
+        let branches = branches();
+        for number in [0, TABLES - 1] {
+            // All zeros but for one pair, so an address that some entry holds is one of two.
+            for linear in [Jump::NONE.linear, Jump::NONE_OF_ZERO.linear] {
+                let (pair, _) = Branches::place(number, linear);
+                assert!(branches.pairs.get()[pair].0.iter().all(|jump| jump.linear != linear));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_one_is_not_the_others() {
+        let mut branches = branches();
+        let ways: Vec<Ways> = (0..TABLES).map(|n| branches.bring(n, CONTEXTS)).collect();
+        for (number, one) in ways.iter().enumerate() {
+            assert_eq!(one.jumps % (2 * field::BYTES as u64), 0);
+            assert!(ways[..number].iter().all(|other| one.jumps.abs_diff(other.jumps)
+                >= (JUMPS * size_of::<Jump>()) as u64
+                && one.last_call != other.last_call));
+        }
         assert_eq!(size_of::<Jump>(), field::BYTES as usize);
+        branches.note_last_call(1, 5);
+        assert_eq!(branches.bring(1, CONTEXTS).last_call, 5);
+        assert!(branches.bring(0, CONTEXTS) == ways[0]);
     }
 }

@@ -8,7 +8,6 @@ use crate::emit::{Alu, Hole, cc, reg};
 use crate::frame::{S, T, slot};
 use crate::scan::page_place;
 use crate::translate::{Cold, Exit, Gen};
-use crate::translator::KEY_PAGE_BITS;
 
 /// Calls that are remembered.
 const CALLS: usize = 2048;
@@ -20,12 +19,10 @@ struct Call {
     /// Where it returns to, on the page of the call.
     linear: u64,
     code: u64,
-    /// [`slot::KEY`] of the call. No key is 0.
+    /// [`slot::KEY`] of the call.
     key: u64,
     _unused: u64,
 }
-
-const NO_CALL: Call = Call { linear: 0, code: 0, key: 0, _unused: 0 };
 
 mod field {
     use super::{Call, offset_of};
@@ -43,7 +40,7 @@ pub(crate) struct Returns([Call; CALLS]);
 impl Returns {
     pub(crate) fn new() -> Box<Returns> {
         const { assert!(size_of::<Returns>() == 1 << 16) };
-        Box::new(Returns([NO_CALL; CALLS]))
+        Box::new(Returns([Call { linear: 0, code: 0, key: 0, _unused: 0 }; CALLS]))
     }
 
     /// The place of the last call, as translated code has it.
@@ -51,15 +48,16 @@ impl Returns {
         self.0.as_ptr() as u64
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.0.fill(NO_CALL);
+    /// Forgets all calls. `to_zero` is code that goes on at linear address 0 by the translator: with that, an entry that nobody
+    /// has written is right, too.
+    pub(crate) fn clear(&mut self, to_zero: u64) {
+        self.0.fill(Call { linear: 0, code: to_zero, key: 0, _unused: 0 });
     }
 }
 
 /// A return that does not lead to where the last call came from.
 pub(crate) struct Astray {
-    other_address: Hole,
-    other_context: Hole,
+    hole: Hole,
     /// Where the last call is looked at, with its place in S.
     again: u64,
     site: u32,
@@ -92,33 +90,27 @@ impl Gen<'_> {
         self.e.load(S, reg::RSP, slot::RETURNS);
         let again = self.e.here();
         self.e.alu_mem(Alu::Cmp, T, S, field::LINEAR);
-        let other_address = self.e.jcc(cc::NE);
-        // The page of the running code is in the key, too, but the context has to be the same.
+        let hole = self.e.jcc(cc::NE);
+        self.e.alu_imm(Alu::And, T, -4096);
+        self.e.store(reg::RSP, slot::PAGE, T);
         self.e.load(T, S, field::KEY);
-        self.e.alu_mem(Alu::Xor, T, reg::RSP, slot::KEY);
-        self.e.shift(5, T, KEY_PAGE_BITS as u8);
-        let other_context = self.e.jcc(cc::NE);
-        self.e.take_page(field::LINEAR, field::KEY);
+        self.e.store(reg::RSP, slot::KEY, T);
         self.e.load(T, S, field::CODE);
         self.e.add_low16(S, -field::BYTES);
         self.e.store(reg::RSP, slot::RETURNS, S);
         self.e.jmp_reg(T);
-        self.cold.push(Cold::Astray(Astray { other_address, other_context, again, site }));
+        self.cold.push(Cold::Astray(Astray { hole, again, site }));
     }
 
     /// Looks whether the return leads to where the call before came from, because the interpreter has done the
     /// one between, and into the jump table otherwise.
     pub(crate) fn find_way(&mut self, astray: Astray) {
-        let Astray { other_address, other_context, again, site } = astray;
-        self.e.fill(other_address);
+        let Astray { hole, again, site } = astray;
+        self.e.fill(hole);
         self.e.add_low16(S, -field::BYTES);
         self.e.alu_mem(Alu::Cmp, T, S, field::LINEAR);
         let same = self.e.jcc(cc::E);
         self.e.fill_to(same, again);
-        let look_up = self.e.jmp();
-        self.e.fill(other_context);
-        self.e.load(T, S, field::LINEAR);
-        self.e.fill(look_up);
         self.far_by(site);
     }
 }

@@ -15,6 +15,7 @@ use x86::Rflags;
 use crate::emit::{Alu, Emitter, cc, reg};
 use crate::frame::{Context, Home, S, T, at, home, slot};
 use crate::hints::{Hints, VIEW_BYTES};
+use crate::jumps::Ways;
 use crate::memory::TLB_VIEW_BYTES;
 use crate::translate::{Exit, Gen};
 
@@ -42,7 +43,7 @@ pub(crate) struct SideState {
     hints: u64,
     high_keys: u64,
     low_keys: u64,
-    context: u64,
+    pub(crate) ways: Ways,
     may: u64,
     pin_page: u64,
     pin_delta: u64,
@@ -56,7 +57,7 @@ impl SideState {
         hints: 0,
         high_keys: 0,
         low_keys: 0,
-        context: 0,
+        ways: Ways::NONE,
         may: 0,
         pin_page: 0,
         pin_delta: 0,
@@ -65,16 +66,20 @@ impl SideState {
 }
 
 /// What of it the frame has.
-const EXCHANGED: [(i32, usize); 8] = [
+const EXCHANGED: [(i32, usize); 9] = [
     (slot::TLB, offset_of!(SideState, tlb)),
     (slot::HINTS, offset_of!(SideState, hints)),
     (slot::KEYS, offset_of!(SideState, high_keys)),
     (slot::KEYS + 8, offset_of!(SideState, low_keys)),
-    (slot::CONTEXT, offset_of!(SideState, context)),
+    (slot::JUMPS, offset_of!(SideState, ways.jumps)),
     (slot::MAY, offset_of!(SideState, may)),
-    PIN[0],
-    PIN[1],
+    KEPT[0],
+    KEPT[1],
+    KEPT[2],
 ];
+/// What of that changes while it is there.
+const KEPT: [(i32, usize); 3] =
+    [PIN[0], PIN[1], (slot::RETURNS, offset_of!(SideState, ways.last_call))];
 const PIN: [(i32, usize); 2] = [
     (slot::PIN_PAGE, offset_of!(SideState, pin_page)),
     (slot::PIN_DELTA, offset_of!(SideState, pin_delta)),
@@ -87,7 +92,7 @@ const AC_BIT: u8 = (Rflags::AC >> 16) as u8;
 const SYSRET_FLAGS: u64 = Rflags::STATUS | Rflags::IF | Rflags::DF | Rflags::ID;
 
 /// Where in [`Context::sides`] a side is, and what [`Context::side`] says of it.
-const SIDES: [Side; 2] = [Side::Program, Side::Kernel];
+pub(crate) const SIDES: [Side; 2] = [Side::Program, Side::Kernel];
 
 fn index_of(side: Side) -> usize {
     usize::from(side == Side::Kernel)
@@ -144,11 +149,8 @@ impl Context {
         self.pin_before_ac = [self.sides[0].pin_page, self.sides[0].pin_delta];
     }
 
-    /// The contexts in which code runs after SYSCALL and SYSRET.
-    pub(crate) fn note_contexts(&mut self, cpu: &Cpu) {
-        self.sides[index_of(Side::Program)].context = cpu.side_context(Side::Program, 0);
-        self.sides[index_of(Side::Kernel)].context =
-            cpu.side_context(Side::Kernel, self.call_target);
+    pub(crate) fn side_mut(&mut self, side: Side) -> &mut SideState {
+        &mut self.sides[index_of(side)]
     }
 
     /// Has the CPU follow to where SYSCALL, SYSRET, STAC and CLAC have led. It then has RFLAGS, too.
@@ -184,7 +186,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, far_by_other: u64) -> SideStubs {
     exchange(e, Side::Program, Side::Kernel);
     e.load(T, T, at!(call_target));
     // Each has a jump of its own, as in translations.
-    e.jump_by_table().fill_with_address(e);
+    e.jump_by_table().fill(e);
     e.jmp_to(far_by_other);
 
     let sysret = e.here();
@@ -194,7 +196,7 @@ pub(crate) fn emit_stubs(e: &mut Emitter, far_by_other: u64) -> SideStubs {
     set_flags(e);
     exchange(e, Side::Kernel, Side::Program);
     e.mov(T, reg::RCX);
-    e.jump_by_table().fill_with_address(e);
+    e.jump_by_table().fill(e);
     e.jmp_to(far_by_other);
 
     let [stac, clac] = [true, false].map(|sets| emit_ac(e, sets));
@@ -222,7 +224,7 @@ fn exchange(e: &mut Emitter, from: Side, to: Side) {
         at!(sides) + (size_of::<SideState>() * index_of(side) + field) as i32
     };
     e.load(T, reg::RSP, slot::SHARED);
-    for (place, field) in PIN {
+    for (place, field) in KEPT {
         e.load(S, reg::RSP, place);
         e.store(T, of(from, field), S);
     }

@@ -450,7 +450,7 @@ impl<'a> Gen<'a> {
                 self.leave_with(flags, site);
             }
             Cold::Elsewhere { elsewhere, site } => {
-                elsewhere.fill_with_address(&mut self.e);
+                elsewhere.fill(&mut self.e);
                 self.e.go_on_in(self.stubs.far_by_other, site);
             }
             Cold::Unlinked { hole, site } => {

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use cpu::{CodePlace, Cpu, Doing, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, is_canonical};
+use cpu::{
+    CodePlace, Cpu, Doing, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, Side, is_canonical,
+};
 use mem::{GuestMem, WatchedWrite};
 use rustc_hash::FxHashMap;
 use x86::{CpuModel, Rflags};
@@ -12,11 +14,11 @@ use crate::emit::Emitter;
 use crate::frame::{Callees, Context, Stubs, emit_stubs};
 use crate::hints::Hints;
 use crate::host::{HOST, meaning_on};
-use crate::jumps::{Jump, JumpTable};
+use crate::jumps::{Branches, Jump};
 use crate::plan::{plain as plain_checks, plan, spare_exits};
 use crate::probe::host_agrees;
-use crate::returns::Returns;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
+use crate::sides::SIDES;
 use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Site};
 
 /// Host code that is held before everything is dropped.
@@ -39,6 +41,9 @@ pub(crate) const KEY_PAGE_BITS: u32 = 36;
 const BUDGET_MAX: u64 = 1 << 48;
 /// Marks a plain translation beside the bits of [`CodePlace::meaning`].
 const PLAIN: u32 = 1 << 31;
+/// The first site, by which [`Stubs::to_zero`] leaves.
+const TO_ZERO: Site = Site { at: 0, undo: 0, exit: Exit::Indirect { rsp: 0 } };
+pub(crate) const SITE_TO_ZERO: u32 = 0;
 /// All exceptions are masked.
 pub(crate) const MXCSR_MASKS: u32 = 0x1f80;
 
@@ -65,8 +70,7 @@ pub struct Translator {
     blocks: FxHashMap<Key, Block>,
     /// What depends on each page, and what did.
     pages: FxHashMap<u64, Vec<Key>>,
-    jumps: JumpTable,
-    returns: Box<Returns>,
+    branches: Branches,
     context: Box<Context>,
     hints: Hints,
     /// What is pinned where the TLB knows no page that may be stored to.
@@ -242,19 +246,15 @@ impl Translator {
         let stubs = emit_stubs(&mut emitter, &callees, nowhere.page().0);
         memory.write(0, &emitter.bytes);
         let space = Space::new(memory.len(), emitter.bytes.len());
-        let returns = Returns::new();
-        let mut context = Box::new(Context::new());
-        context.returns = returns.start();
         Ok(Translator {
             memory,
             stubs,
             space,
-            sites: Vec::new(),
+            sites: vec![TO_ZERO],
             blocks: FxHashMap::default(),
             pages: FxHashMap::default(),
-            jumps: JumpTable::new(Cpu::ADDRESS_SPACES)?,
-            returns,
-            context,
+            branches: Branches::new(stubs.to_zero)?,
+            context: Box::new(Context::new()),
             hints: Hints::new(nowhere.page())?,
             nowhere,
             contexts: FxHashMap::default(),
@@ -308,13 +308,12 @@ impl Translator {
     /// Drops every translation.
     fn clear(&mut self) {
         self.space.clear();
-        self.sites.clear();
+        self.sites.truncate(1);
         self.first_sites.clear();
         self.blocks.clear();
         self.pages.clear();
         self.crossings.clear();
-        self.jumps.clear();
-        self.returns.clear();
+        self.branches.clear();
         self.clears += 1;
     }
 
@@ -328,7 +327,8 @@ impl Translator {
         // Walking the tables for a fetch may have changed what holds.
         let context = cpu.code_context(linear);
         let key = self.key_of(context, linear);
-        self.jumps.insert(cpu.address_space(), Jump { linear, context, code, key });
+        self.bring_branches(cpu);
+        self.branches.insert(number_of(cpu, side_of(cpu)), Jump::new(linear, code, key));
         Some((code, near))
     }
 
@@ -375,8 +375,28 @@ impl Translator {
     }
 
     /// What a jump between pages found at a linear address before.
-    fn known(&self, cpu: &Cpu, linear: u64) -> Option<u64> {
-        self.jumps.get(cpu.address_space(), linear, cpu.code_context(linear))
+    fn known(&mut self, cpu: &Cpu, linear: u64) -> Option<u64> {
+        self.bring_branches(cpu);
+        self.branches.get(number_of(cpu, side_of(cpu)), linear)
+    }
+
+    /// Has both sides of a system call know where branches lead, as far as that holds now.
+    fn bring_branches(&mut self, cpu: &Cpu) {
+        for side in SIDES {
+            let contexts = [0, 1 << 63].map(|half| cpu.side_context(side, half));
+            let ways = self.branches.bring(number_of(cpu, side), contexts);
+            self.context.side_mut(side).ways = ways;
+        }
+    }
+
+    /// After translated code has run: takes back what it knows of calls.
+    fn note_last_calls(&mut self, cpu: &Cpu) {
+        let here = side_of(cpu);
+        self.context.side_mut(here).ways = self.context.ways;
+        for side in SIDES {
+            let last_call = self.context.side_mut(side).ways.last_call;
+            self.branches.note_last_call(number_of(cpu, side), last_call);
+        }
     }
 
     fn block(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, place: CodePlace, plain: bool) -> Block {
@@ -556,7 +576,6 @@ impl Engine for Translator {
         let rflags = cpu.rflags();
         self.context.flags = to_home(rflags);
         self.context.budget = budget;
-        self.context.jumps = self.jumps.of_space(cpu.address_space());
         self.context.fs = cpu.data_base(Seg::FS);
         self.context.gs = cpu.data_base(Seg::GS);
         self.context.rflags = rflags & !Rflags::STATUS;
@@ -630,9 +649,9 @@ impl Engine for Translator {
                 self.context.note_sides(cpu, &self.hints, self.nowhere.page());
                 self.tlb_state = Some(cpu.tlb_state());
             }
-            self.context.note_contexts(cpu);
+            self.bring_branches(cpu);
+            self.context.ways = self.context.side_mut(side_of(cpu)).ways;
             self.context.page = rip & !0xfff;
-            self.context.context = context;
             self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
             self.context.ymm = cpu.ymm_upper_mut().as_mut_ptr() as u64;
             self.context.cpu = (&raw mut *cpu).cast();
@@ -640,6 +659,7 @@ impl Engine for Translator {
             self.entries += 1;
             self.enter(code);
             self.context.bring(cpu);
+            self.note_last_calls(cpu);
             if self.tlb_state != Some(cpu.tlb_state()) {
                 // The pin is another side's or view's.
                 self.tlb_state = None;
@@ -721,6 +741,16 @@ impl Engine for Translator {
             }
         }
     }
+}
+
+/// On which side of a system call the CPU is.
+fn side_of(cpu: &Cpu) -> Side {
+    if cpu.cpl() == 3 { Side::Program } else { Side::Kernel }
+}
+
+/// The number of what [`Branches`] knows of a side.
+fn number_of(cpu: &Cpu, side: Side) -> usize {
+    Branches::number(cpu.address_space(), side == Side::Program)
 }
 
 /// A flags register as AH and AL hold it.

@@ -321,3 +321,28 @@ fn a_call_to_where_no_address_is_pushes_nothing() {
         assert_eq!(vm.cpu.gpr(0), 0);
     }
 }
+
+/// Behaviour 28.
+#[test]
+fn a_program_does_not_get_where_its_kernel_has_jumped() {
+    // syscall; jmp rdx
+    const PROGRAM: &[u8] = &[0x0f, 0x05, 0xff, 0xe2];
+    // lea rdx, [rip+2]; jmp rdx; inc rbx; sysretq
+    const KERNEL: &[u8] =
+        &[0x48, 0x8d, 0x15, 2, 0, 0, 0, 0xff, 0xe2, 0x48, 0xff, 0xc3, 0x48, 0x0f, 0x07];
+    // inc r14; add rsp, 8; mov qword [rsp], 100000h; iretq
+    const HANDLER: &[u8] =
+        &[0x49, 0xff, 0xc6, 0x48, 0x83, 0xc4, 8, 0x48, 0xc7, 0x04, 0x24, 0, 0, 0x10, 0, 0x48, 0xcf];
+    if has_translator() {
+        let vm = both::compare(
+            || {
+                let mut vm = guest(PROGRAM, KERNEL);
+                vm.write(HANDLERS + 32 * u64::from(Vector::PF), HANDLER);
+                vm
+            },
+            12,
+        );
+        let (calls, faults) = (vm.cpu.gpr(3), vm.cpu.gpr(14));
+        assert!(calls > 1000 && calls.abs_diff(faults) <= 1, "{calls} calls, {faults} faults");
+    }
+}

@@ -5,7 +5,7 @@ mod both;
 mod common;
 
 use both::{INTERRUPT, compare, has_translator};
-use common::{CODE, HANDLERS, Vm};
+use common::{CODE, DATA, HANDLERS, Vm};
 
 /// Programs of a page or two, at [`CODE`] and, as all memory, 1 GiB further up. The handler of interrupts returns at once.
 fn guest(program: &[u8], next_page: &[u8]) -> Vm {
@@ -97,4 +97,44 @@ fn a_return_past_its_caller_leads_to_the_callers_caller() {
         ],
         &[],
     );
+}
+
+/// Behaviour 28.
+#[test]
+fn jumps_and_returns_find_what_is_at_address_0() {
+    // xor eax, eax; push rax; test bl, 1; jne r; pop rax; jmp rax; r: ret
+    const PROGRAM: &[u8] = &[0x31, 0xc0, 0x50, 0xf6, 0xc3, 1, 0x75, 3, 0x58, 0xff, 0xe0, 0xc3];
+    // inc rbx; mov eax, 100000h; jmp rax
+    const AT_ZERO: &[u8] = &[0x48, 0xff, 0xc3, 0xb8, 0, 0, 0x10, 0, 0xff, 0xe0];
+    if has_translator() {
+        let guest = || {
+            let mut vm = guest(PROGRAM, &[]);
+            vm.write(0, AT_ZERO);
+            vm
+        };
+        assert!(compare(guest, 5).cpu.gpr(3) > 1000);
+    }
+}
+
+/// Behaviour 28.
+#[test]
+fn a_branch_to_where_another_page_is_now_finds_that_ones_code() {
+    // l: mov eax, 200000h; jmp rax; f: xor byte [14001h], 10h (the page's table entry); ret
+    const PROGRAM: &[u8] =
+        &[0xb8, 0, 0, 0x20, 0, 0xff, 0xe0, 0x80, 0x34, 0x25, 1, 0x40, 1, 0, 0x10, 0xc3];
+    // call f; inc rbx, or on the other page rdx; mov eax, l; jmp rax
+    const CALLER: &[u8] =
+        &[0xe8, 2, 0, 0xf0, 0xff, 0x48, 0xff, 0xc3, 0xb8, 0, 0, 0x10, 0, 0xff, 0xe0];
+    if has_translator() {
+        let guest = || {
+            let mut vm = guest(PROGRAM, &[]);
+            vm.write(DATA, CALLER);
+            vm.write(DATA + 0x1000, CALLER);
+            vm.write(DATA + 0x1007, &[0xc2]);
+            vm
+        };
+        let vm = compare(guest, 6);
+        let (one, other) = (vm.cpu.gpr(3), vm.cpu.gpr(2));
+        assert!(one > 1000 && one.abs_diff(other) <= 1, "{one} and {other}");
+    }
 }
