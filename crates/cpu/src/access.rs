@@ -7,7 +7,7 @@
 //! An access that crosses a page translates both pages before it changes anything.
 
 use base::Gpa;
-use mem::{Pod, RamOffset};
+use mem::Pod;
 use x86::{Cr0, Rflags, Vector};
 
 use crate::op::{Env, Fault, Op};
@@ -95,7 +95,7 @@ impl Cpu {
             let entry = self.tlb.entry(self.tlb_base, linear);
             let inside = linear.wrapping_sub(entry.read);
             if inside <= (4096 - size_of::<T>()) as u64 {
-                let value = env.mem.load(RamOffset(entry.ram + inside));
+                let value = env.mem.load(self.tlb.place(entry, inside));
                 return then(self, value);
             }
         }
@@ -114,7 +114,7 @@ impl Cpu {
             let entry = self.tlb.entry(self.tlb_base, linear);
             let inside = linear.wrapping_sub(entry.write);
             if inside <= (4096 - size_of::<T>()) as u64 {
-                env.mem.store(RamOffset(entry.ram + inside), value);
+                env.mem.store(self.tlb.place(entry, inside), value);
                 return Ok(());
             }
         }
@@ -170,7 +170,7 @@ impl Cpu {
             let entry = self.tlb.entry(self.tlb_base, linear);
             let inside = linear.wrapping_sub(entry.write);
             if inside <= (4096 - size_of::<T>()) as u64 {
-                let at = RamOffset(entry.ram + inside);
+                let at = self.tlb.place(entry, inside);
                 let value = change(self, env.mem.load(at));
                 env.mem.store(at, value);
                 return Ok(());
@@ -191,7 +191,7 @@ impl Cpu {
         let entry = self.tlb.entry(self.tlb_base, linear);
         let inside = linear.wrapping_sub(entry.write);
         if inside <= (4096 - size_of::<T>()) as u64 {
-            let at = RamOffset(entry.ram + inside);
+            let at = self.tlb.place(entry, inside);
             let value = change(self, env.mem.load(at));
             env.mem.store(at, value);
             return Ok(());
@@ -216,7 +216,7 @@ impl Cpu {
         let entry = self.tlb.entry(self.tlb_base, linear);
         let inside = linear.wrapping_sub(entry.read);
         if inside <= (4096 - size_of::<T>()) as u64 {
-            return Ok(env.mem.load(RamOffset(entry.ram + inside)));
+            return Ok(env.mem.load(self.tlb.place(entry, inside)));
         }
         let mut bytes = [0; ACCESS_BYTES_MAX];
         self.read_slow(env, linear, &mut bytes[..size_of::<T>()], stack)?;
@@ -238,7 +238,7 @@ impl Cpu {
         let entry = self.tlb.entry(self.tlb_base, linear);
         let inside = linear.wrapping_sub(entry.write);
         if inside <= (4096 - size_of::<T>()) as u64 {
-            env.mem.store(RamOffset(entry.ram + inside), value);
+            env.mem.store(self.tlb.place(entry, inside), value);
             return Ok(());
         }
         self.write_slow(env, linear, mem::bytes_of(&value), stack)
@@ -314,7 +314,7 @@ impl Cpu {
         let entry = self.tlb.entry(self.tlb.base_of(View::Supervisor, false), linear);
         let inside = linear.wrapping_sub(entry.read);
         if inside <= (4096 - size_of::<T>()) as u64 {
-            return Ok(env.mem.load(RamOffset(entry.ram + inside)));
+            return Ok(env.mem.load(self.tlb.place(entry, inside)));
         }
         let mut bytes = [0; ACCESS_BYTES_MAX];
         let asker = Asker { view: View::Supervisor, stack: false, explicit: false };
@@ -343,7 +343,7 @@ impl Cpu {
         let entry = self.tlb.entry(self.tlb.base_of(view, false), linear);
         let inside = linear.wrapping_sub(entry.write);
         if inside <= (4096 - size_of::<T>()) as u64 {
-            env.mem.store(RamOffset(entry.ram + inside), value);
+            env.mem.store(self.tlb.place(entry, inside), value);
             return Ok(());
         }
         let asker = Asker { view, stack: true, explicit: false };
@@ -622,7 +622,7 @@ impl Cpu {
             let entry = self.tlb.entry(self.tlb_base, linear);
             let inside = linear.wrapping_sub(entry.write);
             if inside <= (4096 - size_of::<T>()) as u64 {
-                env.mem.store(RamOffset(entry.ram + inside), value);
+                env.mem.store(self.tlb.place(entry, inside), value);
                 self.set_sp(offset);
                 then(self);
                 return Ok(());
@@ -655,7 +655,7 @@ impl Cpu {
             let entry = self.tlb.entry(self.tlb_base, linear);
             let inside = linear.wrapping_sub(entry.read);
             if inside <= (4096 - size_of::<T>()) as u64 {
-                let value = env.mem.load(RamOffset(entry.ram + inside));
+                let value = env.mem.load(self.tlb.place(entry, inside));
                 return then(self, value);
             }
         }

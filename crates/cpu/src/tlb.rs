@@ -58,9 +58,9 @@ pub(crate) struct TlbEntry {
     pub(crate) read: u64,
     /// Linear address of the page if plain stores may be made through this entry.
     pub(crate) write: u64,
-    /// RAM offset of the page.
-    pub(crate) ram: u64,
-    /// How far the page's host address is from its linear one, for an engine that reads this table itself.
+    /// Host address of the page, for an engine that reads this table itself: its RAM offset beside [`Tlb::host_base`].
+    host: u64,
+    /// How far that is from the linear one.
     distance: u64,
 }
 
@@ -170,7 +170,7 @@ const fn no_tag(index: usize) -> u64 {
 }
 
 const fn empty_entry(index: usize) -> TlbEntry {
-    TlbEntry { read: no_tag(index), write: no_tag(index), ram: 0, distance: 0 }
+    TlbEntry { read: no_tag(index), write: no_tag(index), host: 0, distance: 0 }
 }
 
 const NO_EXEC: ExecEntry = ExecEntry { tag: u64::MAX, ram: 0 };
@@ -203,6 +203,12 @@ impl Tlb {
     #[inline(always)]
     pub(crate) fn entry(&self, base: usize, linear: u64) -> TlbEntry {
         self.entries[index_of(base, linear)]
+    }
+
+    /// Where a place on an entry's page is.
+    #[inline(always)]
+    pub(crate) fn place(&self, entry: TlbEntry, inside: u64) -> RamOffset {
+        RamOffset(entry.host.wrapping_sub(self.host_base).wrapping_add(inside))
     }
 
     /// The host address of a linear one, if an entry may serve it.
@@ -260,9 +266,11 @@ impl Tlb {
     pub(crate) fn set_host_base(&mut self, base: u64) {
         if self.host_base != base {
             self.losses += 1;
+            let farther = base.wrapping_sub(self.host_base);
             self.host_base = base;
             for entry in self.entries.iter_mut() {
-                entry.distance = base.wrapping_add(entry.ram).wrapping_sub(entry.read);
+                entry.host = entry.host.wrapping_add(farther);
+                entry.distance = entry.distance.wrapping_add(farther);
             }
         }
     }
@@ -293,8 +301,9 @@ impl Tlb {
         let index = index_of(base, linear);
         let tag = linear & !0xfff;
         let write = if may_store { tag } else { tag ^ 1 << PAGE_SHIFT };
-        let distance = self.host_base.wrapping_add(ram_page).wrapping_sub(tag);
-        self.entries[index] = TlbEntry { read: tag, write, ram: ram_page, distance };
+        let host = self.host_base.wrapping_add(ram_page);
+        let distance = host.wrapping_sub(tag);
+        self.entries[index] = TlbEntry { read: tag, write, host, distance };
     }
 
     /// Brings an entry back from the second level; its RAM page if it is there and good enough.
@@ -325,8 +334,9 @@ impl Tlb {
         self.losses += 1;
         if known == Writers::MANY {
             let ram = page << PAGE_SHIFT;
+            let host = self.host_base.wrapping_add(ram);
             for (index, entry) in self.entries.iter_mut().enumerate() {
-                if entry.ram == ram {
+                if entry.host == host {
                     entry.write = no_tag(index);
                 }
             }

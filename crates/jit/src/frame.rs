@@ -11,7 +11,7 @@ use crate::avx;
 use crate::emit::{Alu, Emitter, RegMem, cc, reg};
 use crate::hints;
 use crate::jumps::Ways;
-use crate::memory::{TLB_DISTANCE, TLB_RAM, TLB_WRITE, tlb_tag};
+use crate::memory::{TLB_DISTANCE, TLB_HOST, TLB_WRITE, tlb_tag};
 use crate::scan::Access;
 use crate::sides::{self, SideState, SideStubs};
 use crate::translator::SITE_TO_ZERO;
@@ -524,8 +524,8 @@ fn refill(e: &mut Emitter) {
     e.fill(may_store);
     e.store(reg::RCX, TLB_WRITE, reg::RDX);
     e.alu_imm(Alu::And, reg::RAX, -4096);
-    e.store(reg::RCX, TLB_RAM, reg::RAX);
     e.alu_mem(Alu::Add, reg::RAX, reg::RSP, BELOW + slot::HOST_BASE);
+    e.store(reg::RCX, TLB_HOST, reg::RAX);
     e.mov(reg::RDX, S);
     e.alu_imm(Alu::And, reg::RDX, -4096);
     e.alu(Alu::Sub, reg::RAX, reg::RDX);

@@ -15,8 +15,8 @@ use crate::translator::SLOW_STORED;
 pub(crate) const TLB_DISTANCE: i32 = 24;
 /// Offset of the tag that allows stores.
 pub(crate) const TLB_WRITE: i32 = 8;
-/// Offset of the RAM address.
-pub(crate) const TLB_RAM: i32 = 16;
+/// Offset of the page's host address.
+pub(crate) const TLB_HOST: i32 = 16;
 
 /// From a view of the TLB to the next: from the supervisor's without AC to the one with it.
 pub(crate) const TLB_VIEW_BYTES: i32 = 1024 * 32;
@@ -168,7 +168,7 @@ impl Gen<'_> {
                 } else {
                     let hole = self.look_up(access, span);
                     self.cold.push(Cold::Plain { hole, flags: self.flags, index });
-                    self.add_host(access);
+                    self.e.alu_mem(Alu::Add, S, T, TLB_HOST);
                 }
                 self.e.store(reg::RSP, group_slot(number), S);
                 self.held = Some(Group::Slot(number));
@@ -440,7 +440,7 @@ impl Gen<'_> {
         if near.is_some() {
             self.e.load(S, T, TLB_DISTANCE);
         } else {
-            self.add_host(access);
+            self.e.alu_mem(Alu::Add, S, T, TLB_HOST);
         }
         let back = self.e.here();
         self.slow_path(index, hole, back, access, near);
@@ -452,12 +452,6 @@ impl Gen<'_> {
             self.e.lea(T, base, distance);
             self.e.alu(Alu::Sub, S, T);
         }
-    }
-
-    /// S = host address of the place S on the page whose TLB entry is at T.
-    fn add_host(&mut self, access: Access) {
-        self.e.alu_mem(Alu::Add, S, T, tlb_tag(access));
-        self.e.alu_mem(Alu::Add, S, T, TLB_DISTANCE);
     }
 
     /// What happens where a look-up ends at `hole`: goes on at `back` with the host address in S, or the distance there from a

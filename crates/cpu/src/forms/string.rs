@@ -4,7 +4,6 @@
 //! for everything for which it may stop between instructions. REP MOVS and REP STOS that go upwards
 //! through plain RAM run in chunks; the result and the count are the same.
 
-use mem::RamOffset;
 use x86::Rflags;
 use x86::iced::Code;
 
@@ -199,7 +198,7 @@ fn move_chunks<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<(),
         if len == 0 || from_at > 4095 || to_at > 4095 {
             return Ok(());
         }
-        let (from, to) = (RamOffset(from.ram + from_at), RamOffset(to.ram + to_at));
+        let (from, to) = (cpu.tlb.place(from, from_at), cpu.tlb.place(to, to_at));
         let bytes = len * size_of::<T>() as u64;
         if to > from && to.0 - from.0 < bytes {
             // Later elements read what earlier ones wrote.
@@ -238,7 +237,7 @@ fn store_chunks<T: Word>(cpu: &mut Cpu, env: &mut Env<'_>, op: &Op) -> Result<()
         if len == 0 || at > 4095 {
             return Ok(());
         }
-        env.mem.fill(RamOffset(entry.ram + at), value, len);
+        env.mem.fill(cpu.tlb.place(entry, at), value, len);
         cpu.advance::<T>(op, RDI, len);
         finish_chunk(cpu, op, len)?;
     }
