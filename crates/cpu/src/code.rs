@@ -36,7 +36,7 @@ pub(crate) struct Run {
 struct Jump {
     linear: u64,
     mode_key: u32,
-    epoch: u32,
+    epoch: u64,
     run: Run,
 }
 
@@ -99,6 +99,8 @@ pub(crate) struct CodeCache {
     /// Place in `pages` plus one of each RAM page; 0 for none.
     places: Vec<u32>,
     pages: Vec<CodePage>,
+    /// How often blocks were dropped because their bytes were written.
+    rewrites: u64,
 }
 
 impl CodeCache {
@@ -117,10 +119,17 @@ impl CodeCache {
 
     /// The block at a linear address, if the jump cache knows it.
     #[inline(always)]
-    pub(crate) fn jump(&self, linear: u64, mode_key: u32, epoch: u32) -> Option<Run> {
+    pub(crate) fn jump(&self, linear: u64, mode_key: u32, epoch: u64) -> Option<Run> {
         let jump = self.jumps.get(jump_index(linear, mode_key))?;
+        let epoch = self.epoch(epoch);
         let hit = jump.linear == linear && jump.mode_key == mode_key && jump.epoch == epoch;
         hit.then_some(jump.run)
+    }
+
+    /// What jumps hold in, of the TLB's epoch: neither part ever becomes less.
+    #[inline(always)]
+    fn epoch(&self, of_tlb: u64) -> u64 {
+        of_tlb + self.rewrites
     }
 
     fn page(&self, page: u64) -> Option<&CodePage> {
@@ -186,8 +195,9 @@ impl Cpu {
             }
             None => self.decode_block(code, mem, linear, at)?,
         };
+        let epoch = code.epoch(self.tlb.code_epoch(linear));
         code.jumps[jump_index(linear, self.mode_key)] =
-            Jump { linear, mode_key: self.mode_key, epoch: self.tlb.code_epoch(linear), run };
+            Jump { linear, mode_key: self.mode_key, epoch, run };
         Ok(run)
     }
 
@@ -292,7 +302,7 @@ impl Cpu {
             self.drop_code(code, write);
             engine.drop_code(self, mem, write);
         }
-        self.tlb.drop_links();
+        code.rewrites += 1;
     }
 
     fn drop_code(&mut self, code: &mut CodeCache, write: WatchedWrite) {

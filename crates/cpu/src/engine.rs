@@ -361,7 +361,8 @@ impl Cpu {
         Some(CodePlace { ram, meaning })
     }
 
-    /// A link from a linear address to its code holds while this number is the same for it.
+    /// A linear address leads to the same memory, if there was code, while this number is the same for it. An engine
+    /// hears by itself of code that was written ([`Engine::drop_code`]).
     #[inline]
     #[must_use]
     pub fn code_context(&self, linear: u64) -> u64 {
@@ -371,7 +372,7 @@ impl Cpu {
     #[inline]
     fn context_on(&self, mode_key: u32, linear: u64) -> u64 {
         let half = linear >> 63;
-        u64::from(mode_key) << 33 | half << 32 | u64::from(self.tlb.code_epoch(linear))
+        u64::from(mode_key) << 33 | half << 32 | self.tlb.code_epoch(linear) & 0xffff_ffff
     }
 
     /// Address spaces that the TLB keeps side by side.

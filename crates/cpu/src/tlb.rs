@@ -147,8 +147,8 @@ pub(crate) struct Tlb {
     banks: [Option<u64>; BANKS],
     bank: usize,
     next_bank: usize,
-    /// By space: goes up whenever a link from a linear address to code may have become wrong.
-    code_epochs: [u32; SPACES],
+    /// By space: goes up whenever a linear address may have come to lead to other memory than code was found in.
+    code_epochs: [u64; SPACES],
     /// By space: the drop number at which it was last dropped as a whole.
     dropped_at: [u64; SPACES],
     /// By space: what the keys of its second level's entries hold. A drop changes it.
@@ -446,11 +446,11 @@ impl Tlb {
 
     /// Which links from linear addresses near this one to code still hold.
     #[inline(always)]
-    pub(crate) fn code_epoch(&self, linear: u64) -> u32 {
+    pub(crate) fn code_epoch(&self, linear: u64) -> u64 {
         self.code_epochs[space_of(self.bank, linear) & (SPACES - 1)]
     }
 
-    /// Has every link to code looked up again.
+    /// Has every address of code looked up again.
     pub(crate) fn drop_links(&mut self) {
         self.code_epochs.iter_mut().for_each(|epoch| *epoch += 1);
     }

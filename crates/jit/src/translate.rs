@@ -32,6 +32,41 @@ pub(crate) struct Site {
     pub(crate) exit: Exit,
 }
 
+impl Site {
+    /// In the number of a site: it says all by itself, as those do of which there are most.
+    const IS_SITE: u32 = 1 << 31;
+    const OF_BUDGET: u32 = 1 << 30;
+    const UNDO_SHIFT: u32 = 16;
+
+    /// The number of a site, which is noted if that takes it.
+    fn number(self, sites: &mut Vec<Site>) -> u32 {
+        let kind = match self.exit {
+            Exit::Interpret => 0,
+            Exit::Budget { is_loop: false } => Site::OF_BUDGET,
+            _ => {
+                sites.push(self);
+                return sites.len() as u32 - 1;
+            }
+        };
+        let undo = u32::from(self.undo) << Site::UNDO_SHIFT;
+        assert!(undo < Site::OF_BUDGET, "traces are shorter than that");
+        Site::IS_SITE | kind | undo | u32::from(self.at)
+    }
+
+    /// The site with a number.
+    pub(crate) fn of(number: u32, sites: &[Site]) -> Site {
+        if number & Site::IS_SITE == 0 {
+            return sites[number as usize];
+        }
+        let exit = match number & Site::OF_BUDGET {
+            0 => Exit::Interpret,
+            _ => Exit::Budget { is_loop: false },
+        };
+        let undo = (number & !Site::IS_SITE & !Site::OF_BUDGET) >> Site::UNDO_SHIFT;
+        Site { at: number as u16, undo: undo as u16, exit }
+    }
+}
+
 /// Why a translation left.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Exit {
@@ -369,8 +404,7 @@ impl<'a> Gen<'a> {
     }
 
     pub(crate) fn site(&mut self, at: u16, undo: u16, exit: Exit) -> u32 {
-        self.sites.push(Site { at, undo, exit });
-        self.sites.len() as u32 - 1
+        Site { at, undo, exit }.number(self.sites)
     }
 
     /// The site by which the interpreter gets instruction `index`.
@@ -546,10 +580,10 @@ impl<'a> Gen<'a> {
         self.e.add_imm_mem(reg::RSP, slot::PAGE, distance & !0xfff);
         let jump = self.e.jmp();
         self.e.fill(jump);
-        // What the site says of the last jump is not known before that is emitted.
-        let site = self.site(at, 0, Exit::Interpret);
         let jump_at = self.in_cache(self.e.address_of(jump));
+        // The last jump is not known before it is emitted.
         let crossing = Crossing { target: distance, is_branch, key_at, jump_at, other_at: 0 };
+        let site = self.site(at, 0, Exit::Cross(crossing));
         self.cold.push(Cold::OtherKey { hole, site, crossing });
     }
 
@@ -1455,7 +1489,7 @@ mod tests {
     use crate::frame::{Callees, emit_stubs};
     use crate::host::meaning_on;
     use crate::plan::{plan, spare_exits};
-    use crate::scan::scan;
+    use crate::scan::{TRACE_MAX, scan};
     use crate::translator::TRANSLATION_BYTES_MAX;
     use x86::CpuModel;
 
@@ -1470,7 +1504,7 @@ mod tests {
         let stubs = emit_stubs(&mut emitter, &callees, 0);
         let mut given = Given::default();
         let one = |start: u16| {
-            let mut trace = scan(page, start, MEANING, crate::scan::TRACE_MAX, |_| false);
+            let mut trace = scan(page, start, MEANING, TRACE_MAX, |_| false);
             let place = Place { start, base: 0x20_0000, cold: 0x30_0000, cache: 0x10_0000 };
             let checks = plan(&trace.insns);
             spare_exits(&mut trace, &checks);
@@ -1480,6 +1514,24 @@ mod tests {
             translation.run().bytes.len()
         };
         (0..4096).map(one).max().expect("there are offsets")
+    }
+
+    #[test]
+    fn a_site_is_what_its_number_says() {
+        let mut sites = Vec::new();
+        for (at, undo) in [(0, 0), (0xfff, 1), (5, TRACE_MAX as u16)] {
+            let usual = [Exit::Interpret, Exit::Budget { is_loop: false }];
+            let others = [Exit::Budget { is_loop: true }, Exit::Goto { target: 7 }];
+            for (is_usual, exit) in
+                usual.map(|it| (true, it)).into_iter().chain(others.map(|it| (false, it)))
+            {
+                let noted = sites.len();
+                let site = Site { at, undo, exit };
+                let found = Site::of(site.number(&mut sites), &sites);
+                assert_eq!(format!("{found:?}"), format!("{site:?}"));
+                assert_eq!(sites.len() == noted, is_usual);
+            }
+        }
     }
 
     #[test]

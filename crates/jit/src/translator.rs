@@ -35,6 +35,8 @@ const LONG_ROUNDS: u64 = 16;
 /// A long loop has fewer misses in so many rounds than end its run.
 const ROUNDS_FOR_MISSES: u64 = 256;
 const LOOPS_MAX: usize = 1 << 16;
+/// Sealed translations of one place that are kept in mind.
+const SEALED_MAX: usize = 256;
 /// Bits of a page's number in a key: linear addresses have 48 bits.
 pub(crate) const KEY_PAGE_BITS: u32 = 36;
 /// A budget that is as good as none.
@@ -82,7 +84,9 @@ pub struct Translator {
     last_context: (u64, u64),
     /// What is known of loops.
     loops: FxHashMap<Key, Rounds>,
-    /// The first site of each translation, in order.
+    /// Where translations are that were sealed and that their successors take the place of.
+    sealed: FxHashMap<Key, Vec<u32>>,
+    /// The first site of each loop, in order.
     first_sites: Vec<(u32, Key)>,
     /// By the context's number: the jumps between pages that were linked in it, by the places of their keys.
     crossings: FxHashMap<u64, FxHashMap<u32, Crossing>>,
@@ -261,6 +265,7 @@ impl Translator {
             contexts_so_far: 0,
             last_context: (u64::MAX, 0),
             loops: FxHashMap::default(),
+            sealed: FxHashMap::default(),
             first_sites: Vec::new(),
             crossings: FxHashMap::default(),
             tlb_state: None,
@@ -313,6 +318,7 @@ impl Translator {
         self.blocks.clear();
         self.pages.clear();
         self.crossings.clear();
+        self.sealed.clear();
         self.branches.clear();
         self.clears += 1;
     }
@@ -472,7 +478,9 @@ impl Translator {
         let (offset, cold) = (self.space.hot.at, self.space.cold.at);
         let (base, cold) = (cache + offset as u64, cache + cold as u64);
         let place = Place { start: key.start(), base, cold, cache };
-        self.first_sites.push((self.sites.len() as u32, key));
+        if trace.is_loop {
+            self.first_sites.push((self.sites.len() as u32, key));
+        }
         let (sites, given) = (&mut self.sites, &mut self.hints.given);
         let checks = if plain { plain_checks(&trace.insns) } else { plan(&trace.insns) };
         spare_exits(&mut trace, &checks);
@@ -484,6 +492,8 @@ impl Translator {
         self.translated_bytes += (hot.len() + cold.len()) as u64;
         let block = Block { offset: offset as u32, straddles };
         self.blocks.insert(key, block);
+        let sealed = self.sealed.get(&key).cloned().unwrap_or_default();
+        sealed.iter().for_each(|old| self.link(old + 1, base));
         self.pages.entry(key.ram >> 12).or_default().push(key);
         block
     }
@@ -501,9 +511,16 @@ impl Translator {
         self.links += 1;
     }
 
-    /// Makes the translation at an offset of the cache leave as soon as it is entered. Its first instruction is all
-    /// that changes: jumps further on may still be linked and unlinked.
-    fn seal(&mut self, offset: usize, start: u16) {
+    /// Makes the translation at an offset of the cache leave as soon as it is entered, or go on in what takes its place.
+    /// Its first instruction is all that changes: jumps further on may still be linked and unlinked.
+    fn seal(&mut self, offset: usize, key: Key) {
+        let start = key.start();
+        let sealed = self.sealed.entry(key).or_default();
+        if sealed.len() == SEALED_MAX {
+            // Those go on by way of one that is still known.
+            sealed.drain(..SEALED_MAX / 2);
+        }
+        sealed.push(offset as u32);
         if !self.space.has_room() {
             return self.clear();
         }
@@ -544,7 +561,7 @@ impl Translator {
         }
         self.loops.insert(key, verdict);
         if let Some(block) = self.blocks.remove(&key) {
-            self.seal(block.offset as usize, key.start());
+            self.seal(block.offset as usize, key);
         }
     }
 
@@ -664,7 +681,7 @@ impl Engine for Translator {
                 // The pin is another side's or view's.
                 self.tlb_state = None;
             }
-            let site = self.sites[self.context.site as usize];
+            let site = Site::of(self.context.site as u32, &self.sites);
             self.exits[site.exit.kind() as usize] += 1;
             self.context.budget += u64::from(site.undo);
             let page = self.context.page;
@@ -737,7 +754,7 @@ impl Engine for Translator {
     fn drop_code(&mut self, _: &mut Cpu, _: &mut GuestMem, write: WatchedWrite) {
         for key in self.pages.remove(&write.offset.page()).unwrap_or_default() {
             if let Some(block) = self.blocks.remove(&key) {
-                self.seal(block.offset as usize, key.start());
+                self.seal(block.offset as usize, key);
             }
         }
     }
