@@ -55,6 +55,8 @@ pub(crate) enum Kind {
     /// CBW to CQO.
     Extend,
     CmpXchg,
+    /// PCMPESTRI, PCMPESTRM.
+    CompareStrings,
     /// CMPXCHG16B.
     CmpXchgWide,
     /// BT and the like of a bit anywhere in memory.
@@ -373,6 +375,10 @@ fn wants_alignment(ins: &Instruction, bytes: u32) -> bool {
                 | Mnemonic::Lddqu
                 | Mnemonic::Pcmpistri
                 | Mnemonic::Pcmpistrm
+                | Mnemonic::Pcmpestri
+                | Mnemonic::Pcmpestrm
+                | Mnemonic::Pcmpestri64
+                | Mnemonic::Pcmpestrm64
         )
 }
 
@@ -516,6 +522,10 @@ fn kind_of(ins: &Instruction, meaning: u32) -> Option<Kind> {
         _ if meaning & (SSE_OFF | SSE_ON) != SSE_ON => None,
         Mnemonic::Ldmxcsr => Some(Kind::LoadMxcsr),
         Mnemonic::Stmxcsr => Some(Kind::Copy),
+        Mnemonic::Pcmpestri
+        | Mnemonic::Pcmpestrm
+        | Mnemonic::Pcmpestri64
+        | Mnemonic::Pcmpestrm64 => Some(Kind::CompareStrings),
         _ if is_copied_sse(ins) => Some(Kind::Copy),
         _ => None,
     }
@@ -686,10 +696,6 @@ fn is_copied_sse(ins: &Instruction) -> bool {
                 | Mnemonic::Hsubpd
                 | Mnemonic::Cvtpi2ps
                 | Mnemonic::Cvtpi2pd
-                | Mnemonic::Pcmpestri
-                | Mnemonic::Pcmpestrm
-                | Mnemonic::Pcmpestri64
-                | Mnemonic::Pcmpestrm64
         )
 }
 

@@ -847,6 +847,7 @@ impl<'a> Gen<'a> {
             Kind::BitScan => self.bit_scan(index),
             Kind::Extend => self.extend(ins.mnemonic()),
             Kind::CmpXchg => self.cmpxchg(index),
+            Kind::CompareStrings => self.compare_strings(index),
             Kind::Exchange => self.exchange(index),
             Kind::Push => self.push(index),
             Kind::PushFlags => self.push_flags(index),
@@ -1215,6 +1216,14 @@ impl<'a> Gen<'a> {
         self.e.mov(reg::RAX, reg::R8);
         self.encode(index, place);
         self.e.mov(reg::R8, reg::RAX);
+        self.note_flags(index, false);
+    }
+
+    /// PCMPESTRI and PCMPESTRM: one of the lengths is in RAX.
+    fn compare_strings(&mut self, index: usize) {
+        let place = self.operand(index);
+        self.e.mov(reg::RAX, reg::R8);
+        self.encode(index, place);
         self.note_flags(index, false);
     }
 
