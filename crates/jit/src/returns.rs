@@ -78,9 +78,12 @@ impl Gen<'_> {
         self.e.store(S, field::LINEAR, T);
         self.e.load(T, reg::RSP, slot::KEY);
         self.e.store(S, field::KEY, T);
-        // Leads to a way out until the translator has found the code.
+        // Leads to a way out as long as the translator has not found the code.
         let hole = self.e.lea_rip(T);
         self.e.store(S, field::CODE, T);
+        if let Some(known) = (self.known)(place) {
+            return self.e.fill_to(hole, known);
+        }
         self.cold.push(Cold::UnlinkedReturn { hole, at, target: place });
     }
 

@@ -409,6 +409,7 @@ impl Gen<'_> {
             self.stubs,
             &mut sites,
             self.given,
+            self.known,
         );
         std::mem::swap(&mut copy.e, &mut self.e);
         let start = copy.e.here();
@@ -419,8 +420,8 @@ impl Gen<'_> {
         copy.bring_home(copy.flags);
         copy.e.alu_imm(Alu::Add, BUDGET, i32::from(copy.steps));
         std::mem::swap(&mut copy.e, &mut self.e);
-        let colds = copy.cold.len();
-        assert!(colds == 0 && sites.is_empty(), "a round has no other ways out");
+        let is_alone = copy.cold.is_empty() && copy.taken.is_empty();
+        assert!(is_alone && sites.is_empty(), "a round has no other ways out");
         self.end_rounds(rounds);
         self.e.jmp_to(self.again);
         for WayOut { hole, flags, undo, target, at, is_branch } in exits {

@@ -12,7 +12,8 @@ use crate::x87;
 use cpu::{CodePlace, INSTRUCTION_BYTES_MAX, decoder_options};
 use x86::iced::{
     Code, ConditionCode, CpuidFeature, Decoder, DecoderError, EncodingKind, FlowControl,
-    Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits,
+    Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind,
+    Register, RflagsBits,
 };
 
 /// Longest trace, in instructions.
@@ -198,16 +199,18 @@ pub(crate) fn scan(
 ) -> Trace {
     let mut info = InstructionInfoFactory::new();
     let mut insns: Vec<Insn> = Vec::with_capacity(most);
+    let mut decoder = Decoder::with_ip(64, page, 0, decoder_options(meaning));
+    let mut ins = Instruction::default();
     let mut at = start;
     let end = loop {
         if at == 4096 || insns.len() == most || insns.iter().any(|insn| insn.at == at) {
             break End::At(at);
         }
-        let bytes = &page[usize::from(at)..];
-        let mut decoder = Decoder::with_ip(64, bytes, u64::from(at), decoder_options(meaning));
-        let ins = decoder.decode();
+        decoder.set_position(usize::from(at)).expect("a place on the page");
+        decoder.set_ip(u64::from(at));
+        decoder.decode_out(&mut ins);
         let is_cut = decoder.last_error() == DecoderError::NoMoreBytes;
-        if ins.is_invalid() && is_cut && bytes.len() < INSTRUCTION_BYTES_MAX {
+        if ins.is_invalid() && is_cut && page.len() - usize::from(at) < INSTRUCTION_BYTES_MAX {
             break End::Straddles(at);
         }
         let Some(insn) = understand(&ins, at, meaning, &mut info) else { break End::Unknown(at) };
@@ -281,7 +284,12 @@ fn understand(
         return None;
     }
     let kind = kind_of(ins, meaning)?;
-    let used = info.info(ins);
+    let options = if has_memory_operand(ins) {
+        InstructionInfoOptions::NONE
+    } else {
+        InstructionInfoOptions::NO_MEMORY_USAGE
+    };
+    let used = info.info_options(ins, options);
     let mut sets = 0;
     for register in used.used_registers() {
         let full = register.register().full_register();
@@ -592,20 +600,21 @@ fn wide_operand(ins: &Instruction) -> bool {
 /// True if every address that is computed from the page can be, and enough registers are free.
 pub(crate) fn is_reachable(ins: &Instruction) -> bool {
     let fits = |distance: u64| i32::try_from(distance as i64).is_ok();
-    let mut slots: Vec<Register> = (0..ins.op_count())
+    let mut last = Register::None;
+    let scratches = (0..ins.op_count())
         .filter(|n| ins.op_kind(*n) == OpKind::Register && ins.op_register(*n).is_gpr())
         .map(|n| ins.op_register(n))
         .map(|register| if is_high_byte(register) { register } else { register.full_register() })
         .filter(|register| {
             is_high_byte(*register) || matches!(home(register.number() as u8), Home::Slot(_))
         })
-        .collect();
-    slots.dedup();
+        .filter(|register| std::mem::replace(&mut last, *register) != *register)
+        .count();
     let is_branch = ins.op_count() > 0 && ins.op0_kind() == OpKind::NearBranch64;
-    if is_branch && !fits(ins.near_branch64()) || slots.len() > 2 {
+    if is_branch && !fits(ins.near_branch64()) || scratches > 2 {
         return false;
     }
-    !has_memory_operand(ins) || slots.len() < 2 && is_memory_reachable(ins)
+    !has_memory_operand(ins) || scratches < 2 && is_memory_reachable(ins)
 }
 
 /// True if the address of a memory operand can be computed.

@@ -242,8 +242,17 @@ pub(crate) enum Cold {
     OtherKey { hole: Hole, site: u32, crossing: Crossing },
     /// A return that does not lead to where the last call came from.
     Astray(Astray),
-    /// A conditional branch was taken: not that rare.
-    Taken { hole: Hole, flags: FlagState, undo: u16, target: u64, at: u16 },
+}
+
+/// What a conditional branch does that was taken, which is not that rare.
+pub(crate) struct Taken {
+    hole: Hole,
+    flags: FlagState,
+    /// Steps that were charged and not done.
+    undo: u16,
+    target: u64,
+    /// The branch's place on the page.
+    at: u16,
 }
 
 /// What kind of translation one is.
@@ -282,6 +291,9 @@ impl Translation {
     }
 }
 
+/// Says where the usual translation of a place on the page is, if there is one.
+pub(crate) type Known<'a> = &'a dyn Fn(u16) -> Option<u64>;
+
 /// Emits one translation.
 pub(crate) struct Gen<'a> {
     pub(crate) e: Emitter,
@@ -289,11 +301,13 @@ pub(crate) struct Gen<'a> {
     pub(crate) stubs: Stubs,
     sites: &'a mut Vec<Site>,
     pub(crate) given: &'a mut Given,
+    pub(crate) known: Known<'a>,
     pub(crate) trace: &'a Trace,
     pub(crate) place: Place,
     /// Steps of the whole trace.
     pub(crate) steps: u16,
     pub(crate) cold: Vec<Cold>,
+    pub(crate) taken: Vec<Taken>,
     pub(crate) flags: FlagState,
     /// The host's RFLAGS hold the guest's flags.
     pub(crate) native: bool,
@@ -321,6 +335,7 @@ impl<'a> Gen<'a> {
         stubs: Stubs,
         sites: &'a mut Vec<Site>,
         given: &'a mut Given,
+        known: Known<'a>,
     ) -> Gen<'a> {
         Gen {
             e: Emitter::new(place.base),
@@ -328,10 +343,12 @@ impl<'a> Gen<'a> {
             stubs,
             sites,
             given,
+            known,
             trace,
             place,
             steps: trace.insns.len() as u16,
             cold: Vec::with_capacity(trace.insns.len()),
+            taken: Vec::new(),
             flags: FlagState::Home,
             native: false,
             flavour,
@@ -389,10 +406,9 @@ impl<'a> Gen<'a> {
                 self.leave(site);
             }
         }
-        let is_taken = |cold: &Cold| matches!(cold, Cold::Taken { .. });
-        let (taken, cold) = std::mem::take(&mut self.cold).into_iter().partition(is_taken);
-        self.cold = cold;
-        taken.into_iter().for_each(|taken| self.cold(taken));
+        for taken in std::mem::take(&mut self.taken) {
+            self.taken(taken);
+        }
         let split = self.e.go_elsewhere(self.place.cold);
         // What is rarely run may have ways out of its own.
         while !self.cold.is_empty() {
@@ -504,15 +520,17 @@ impl<'a> Gen<'a> {
                 self.cross_by_table(site, crossing);
             }
             Cold::Astray(astray) => self.find_way(astray),
-            Cold::Taken { hole, flags, undo, target, at } => {
-                self.e.fill(hole);
-                self.save_at_branch(flags);
-                if undo > 0 {
-                    self.e.alu_imm(Alu::Add, BUDGET, i32::from(undo));
-                }
-                self.branch_to(target, at);
-            }
         }
+    }
+
+    fn taken(&mut self, taken: Taken) {
+        let Taken { hole, flags, undo, target, at } = taken;
+        self.e.fill(hole);
+        self.save_at_branch(flags);
+        if undo > 0 {
+            self.e.alu_imm(Alu::Add, BUDGET, i32::from(undo));
+        }
+        self.branch_to(target, at);
     }
 
     /// After a call that gave 0 in S, leaves; otherwise goes back with what it gave, or with the distance there from a
@@ -603,9 +621,12 @@ impl<'a> Gen<'a> {
         (address - self.place.cache) as u32
     }
 
-    /// Goes on at another place on the page, by a jump that is made to lead there the first time.
+    /// Goes on at another place on the page, by a jump that is made to lead there the first time if it cannot now.
     pub(crate) fn link(&mut self, at: u16, target: u16, plain: bool) {
         let hole = self.e.jmp();
+        if !plain && let Some(known) = (self.known)(target) {
+            return self.e.fill_to(hole, known);
+        }
         let patch = self.in_cache(self.e.address_of(hole));
         let site = self.site(at, 0, Exit::Link { target, patch, plain });
         self.cold.push(Cold::Unlinked { hole, site });
@@ -902,13 +923,8 @@ impl<'a> Gen<'a> {
                 if !self.native {
                     debug_assert_eq!(self.flags, FlagState::Home);
                 }
-                self.cold.push(Cold::Taken {
-                    hole,
-                    flags: self.flags,
-                    undo,
-                    target: ins.near_branch64(),
-                    at: insn.at,
-                });
+                let (flags, target) = (self.flags, ins.near_branch64());
+                self.taken.push(Taken { hole, flags, undo, target, at: insn.at });
             }
             Kind::JmpIndirect => {
                 self.settle_flags();
@@ -1518,8 +1534,16 @@ mod tests {
             let checks = plan(&trace.insns);
             spare_exits(&mut trace, &checks);
             let mut sites = Vec::new();
-            let translation =
-                Gen::new(&trace, &checks, Flavour::Loop, place, stubs, &mut sites, &mut given);
+            let translation = Gen::new(
+                &trace,
+                &checks,
+                Flavour::Loop,
+                place,
+                stubs,
+                &mut sites,
+                &mut given,
+                &|_| None,
+            );
             translation.run().bytes.len()
         };
         (0..4096).map(one).max().expect("there are offsets")

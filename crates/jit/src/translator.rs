@@ -70,8 +70,7 @@ pub struct Translator {
     space: Space,
     sites: Vec<Site>,
     blocks: FxHashMap<Key, Block>,
-    /// What depends on each page, and what did.
-    pages: FxHashMap<u64, Vec<Key>>,
+    pages: FxHashMap<u64, CodePage>,
     branches: Branches,
     context: Box<Context>,
     hints: Hints,
@@ -185,21 +184,44 @@ impl Key {
     }
 }
 
-/// Where on a page translations start, or once did: a bit for each place.
-struct Starts([u64; PAGE_BYTES / 64]);
+/// What depends on a page, and what did.
+struct CodePage {
+    keys: Vec<Key>,
+    /// Where translations start on it, or once did: a bit for each place.
+    starts: [u64; PAGE_BYTES / 64],
+}
 
-impl Starts {
-    fn of(keys: Option<&Vec<Key>>) -> Starts {
-        let mut bits = [0; PAGE_BYTES / 64];
-        for at in keys.into_iter().flatten().map(Key::start) {
-            bits[usize::from(at / 64)] |= 1 << (at % 64);
-        }
-        Starts(bits)
+impl Default for CodePage {
+    fn default() -> CodePage {
+        CodePage { keys: Vec::new(), starts: [0; PAGE_BYTES / 64] }
+    }
+}
+
+impl CodePage {
+    fn add(&mut self, key: Key) {
+        self.keys.push(key);
+        let at = key.start();
+        self.starts[usize::from(at / 64)] |= 1 << (at % 64);
     }
 
-    fn has(&self, at: u16) -> bool {
-        self.0[usize::from(at / 64)] >> (at % 64) & 1 != 0
+    /// False where no translation starts.
+    fn may_start_at(&self, at: u16) -> bool {
+        self.starts[usize::from(at / 64)] >> (at % 64) & 1 != 0
     }
+}
+
+/// The translation that starts at a place on a page of RAM.
+fn at_place(
+    blocks: &FxHashMap<Key, Block>,
+    page: Option<&CodePage>,
+    key: Key,
+    at: u16,
+) -> Option<Block> {
+    if !page?.may_start_at(at) {
+        return None;
+    }
+    let ram = key.ram & !0xfff | u64::from(at);
+    blocks.get(&Key { ram, meaning: key.meaning & !PLAIN, next: None }).copied()
 }
 
 /// What a loop does.
@@ -415,12 +437,8 @@ impl Translator {
         let start = (place.ram.0 & 0xfff) as u16;
         cpu.mark(Doing::Translating);
         let meaning_here = meaning_on(place.meaning, self.host);
-        let starts = Starts::of(self.pages.get(&page));
-        let is_known = |at: u16| {
-            let ram = page << 12 | u64::from(at);
-            let key = Key { ram, meaning: place.meaning, next: None };
-            starts.has(at) && self.blocks.contains_key(&key)
-        };
+        let code_page = self.pages.get(&page);
+        let is_known = |at: u16| at_place(&self.blocks, code_page, key, at).is_some();
         let trace = scan(mem.page(page), start, meaning_here, self.trace_max, is_known);
         for insn in &trace.insns {
             cpu.note_code(mem, page, usize::from(insn.at), usize::from(insn.next));
@@ -460,7 +478,7 @@ impl Translator {
         cpu.note_code(mem, next, 0, INSTRUCTION_BYTES_MAX);
         // Its accesses are checked one by one: there is no other translation of it to go on with.
         let block = self.translate(trace, key, false, true);
-        self.pages.entry(next).or_default().push(key);
+        self.pages.entry(next).or_default().add(key);
         Some(self.address(block))
     }
 
@@ -484,7 +502,13 @@ impl Translator {
         let (sites, given) = (&mut self.sites, &mut self.hints.given);
         let checks = if plain { plain_checks(&trace.insns) } else { plan(&trace.insns) };
         spare_exits(&mut trace, &checks);
-        let code = Gen::new(&trace, &checks, flavour, place, self.stubs, sites, given).run();
+        let code_page = self.pages.get(&(key.ram >> 12));
+        let known = |at: u16| {
+            let block = at_place(&self.blocks, code_page, key, at)?;
+            Some(cache + u64::from(block.offset))
+        };
+        let code =
+            Gen::new(&trace, &checks, flavour, place, self.stubs, sites, given, &known).run();
         let (hot, cold) = code.parts();
         self.memory.write(self.space.hot.take(hot.len()), hot);
         self.memory.write(self.space.cold.take(cold.len()), cold);
@@ -494,7 +518,7 @@ impl Translator {
         self.blocks.insert(key, block);
         let sealed = self.sealed.get(&key).cloned().unwrap_or_default();
         sealed.iter().for_each(|old| self.link(old + 1, base));
-        self.pages.entry(key.ram >> 12).or_default().push(key);
+        self.pages.entry(key.ram >> 12).or_default().add(key);
         block
     }
 
@@ -752,7 +776,7 @@ impl Engine for Translator {
     }
 
     fn drop_code(&mut self, _: &mut Cpu, _: &mut GuestMem, write: WatchedWrite) {
-        for key in self.pages.remove(&write.offset.page()).unwrap_or_default() {
+        for key in self.pages.remove(&write.offset.page()).unwrap_or_default().keys {
             if let Some(block) = self.blocks.remove(&key) {
                 self.seal(block.offset as usize, key);
             }
