@@ -349,6 +349,7 @@ impl Translator {
     /// may lead for it.
     fn find(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, linear: u64) -> Option<(u64, u64)> {
         let place = cpu.code_place(mem, linear)?;
+        let before = (self.clears, self.sites.len());
         let block = self.block(cpu, mem, place, false);
         let near = self.address(block);
         let code = if block.straddles { self.straddler(cpu, mem, place, linear)? } else { near };
@@ -357,6 +358,9 @@ impl Translator {
         let key = self.key_of(context, linear);
         self.bring_branches(cpu);
         self.branches.insert(number_of(cpu, side_of(cpu)), Jump::new(linear, code, key));
+        if before.0 == self.clears {
+            self.link_known(cpu, before.1, linear, key);
+        }
         Some((code, near))
     }
 
@@ -402,10 +406,22 @@ impl Translator {
         linked.insert(crossing.key_at, crossing);
     }
 
+    /// Links the jumps from the page of a linear address to others, which have the sites from a number on, as far as it is
+    /// known where they lead. `key` is the page's.
+    fn link_known(&mut self, cpu: &Cpu, first: usize, linear: u64, key: u64) {
+        for site in first..self.sites.len() {
+            let Exit::Cross(crossing) = self.sites[site].exit else { continue };
+            let target = (linear & !0xfff).wrapping_add_signed(i64::from(crossing.target));
+            if let Some(jump) = self.branches.get(number_of(cpu, side_of(cpu)), target) {
+                self.link_crossing(crossing, key, jump.key, jump.code);
+            }
+        }
+    }
+
     /// What a jump between pages found at a linear address before.
     fn known(&mut self, cpu: &Cpu, linear: u64) -> Option<u64> {
         self.bring_branches(cpu);
-        self.branches.get(number_of(cpu, side_of(cpu)), linear)
+        self.branches.get(number_of(cpu, side_of(cpu)), linear).map(|jump| jump.code)
     }
 
     /// Has both sides of a system call know where branches lead, as far as that holds now.
