@@ -63,8 +63,10 @@ struct Pair([Jump; 2]);
 
 /// What indirect branches of one privilege in one address space know.
 struct Known {
-    /// In which both hold: [`Cpu::code_context`] of the lower and of the upper half.
+    /// In which both hold: [`Cpu::code_context`] of the lower and of the upper half; and whether there has been code in
+    /// these halves.
     contexts: [u64; 2],
+    halves: [bool; 2],
     /// The pairs of its table that are not empty, as long as they are few.
     used: Vec<u32>,
     returns: Option<Box<Returns>>,
@@ -102,8 +104,14 @@ impl Branches {
         // SAFETY: pairs are plain numbers, which may be 0.
         let pairs = unsafe { Zeroed::new(TABLES * JUMPS / 2)? };
         // No context is 0.
-        let known = || Known { contexts: [0; 2], used: Vec::new(), returns: None, last_call: 0 };
-        Ok(Branches { pairs, known: (0..TABLES).map(|_| known()).collect(), to_zero })
+        let known = |_| Known {
+            contexts: [0; 2],
+            halves: [true; 2],
+            used: Vec::new(),
+            returns: None,
+            last_call: 0,
+        };
+        Ok(Branches { pairs, known: (0..TABLES).map(known).collect(), to_zero })
     }
 
     /// The number of what is known in an address space, by programs or by the supervisor.
@@ -123,7 +131,11 @@ impl Branches {
     #[cold]
     fn renew(&mut self, number: usize, contexts: [u64; 2]) {
         let known = &mut self.known[number];
-        known.contexts = contexts;
+        let before = std::mem::replace(&mut known.contexts, contexts);
+        if !(0..2).any(|half| known.halves[half] && before[half] != contexts[half]) {
+            return;
+        }
+        known.halves = [false; 2];
         let returns = known.returns.get_or_insert_with(|| {
             let returns = Returns::new();
             known.last_call = returns.start();
@@ -159,11 +171,13 @@ impl Branches {
         self.pairs.get()[pair].0.iter().find(known).copied()
     }
 
-    /// Adds a link. The table has to be brought before.
+    /// Adds a link. The table has to be brought before. Code of either half is entered by a link first, so what is
+    /// noted of calls is of the same halves.
     pub(crate) fn insert(&mut self, number: usize, jump: Jump) {
         let (index, first) = Branches::place(number, jump.linear);
         let pair = &mut self.pairs.get_mut()[index].0;
-        let used = &mut self.known[number].used;
+        let Known { used, halves, .. } = &mut self.known[number];
+        halves[(jump.linear >> 63) as usize] = true;
         if used.len() < FEW && pair.iter().all(Jump::is_none) {
             used.push((index % (JUMPS / 2)) as u32);
         }
@@ -175,7 +189,9 @@ impl Branches {
 
     /// Has everything forgotten by the time that it is brought next.
     pub(crate) fn clear(&mut self) {
-        self.known.iter_mut().for_each(|known| known.contexts = [0; 2]);
+        for known in &mut self.known {
+            (known.contexts, known.halves) = ([0; 2], [true; 2]);
+        }
     }
 }
 
@@ -271,6 +287,20 @@ mod tests {
                 assert!((0..count).all(|number| branches.get(0, linear(number)).is_none()));
             }
         }
+    }
+
+    #[test]
+    fn a_half_without_code_may_change() {
+        let mut branches = branches();
+        let (program, kernel) = (0x40_0000, u64::MAX << 20);
+        branches.insert(0, Jump::new(kernel, 1, 0));
+        branches.bring(0, [1, CONTEXTS[1]]);
+        assert_eq!(code(&branches, 0, kernel), Some(1));
+        branches.insert(0, Jump::new(program, 2, 0));
+        branches.bring(0, [1, CONTEXTS[1]]);
+        assert_eq!(code(&branches, 0, program), Some(2));
+        branches.bring(0, [2, CONTEXTS[1]]);
+        assert_eq!((code(&branches, 0, program), code(&branches, 0, kernel)), (None, None));
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub struct Translator {
     blocks: FxHashMap<Key, Block>,
     pages: FxHashMap<u64, CodePage>,
     branches: Branches,
+    /// The address space and the kernel's contexts for which the context has what they know.
+    brought: Option<(usize, [u64; 2])>,
     context: Box<Context>,
     hints: Hints,
     /// What is pinned where the TLB knows no page that may be stored to.
@@ -174,9 +176,12 @@ struct Key {
     ram: u64,
     /// What of the mode decides what bytes mean, and [`PLAIN`].
     meaning: u32,
-    /// The RAM page on which its only instruction ends, if that is another one.
-    next: Option<u64>,
+    /// The RAM page on which its only instruction ends, plus 1, if that is another one; 0 if not.
+    next: u32,
 }
+
+/// What [`Key::next`] is where no instruction ends on another page.
+const NO_NEXT: u32 = 0;
 
 impl Key {
     fn start(&self) -> u16 {
@@ -221,7 +226,7 @@ fn at_place(
         return None;
     }
     let ram = key.ram & !0xfff | u64::from(at);
-    blocks.get(&Key { ram, meaning: key.meaning & !PLAIN, next: None }).copied()
+    blocks.get(&Key { ram, meaning: key.meaning & !PLAIN, next: NO_NEXT }).copied()
 }
 
 /// What a loop does.
@@ -280,6 +285,7 @@ impl Translator {
             blocks: FxHashMap::default(),
             pages: FxHashMap::default(),
             branches: Branches::new(stubs.to_zero)?,
+            brought: None,
             context: Box::new(Context::new()),
             hints: Hints::new(nowhere.page())?,
             nowhere,
@@ -342,6 +348,7 @@ impl Translator {
         self.crossings.clear();
         self.sealed.clear();
         self.branches.clear();
+        self.brought = None;
         self.clears += 1;
     }
 
@@ -357,7 +364,8 @@ impl Translator {
         let context = cpu.code_context(linear);
         let key = self.key_of(context, linear);
         self.bring_branches(cpu);
-        self.branches.insert(number_of(cpu, side_of(cpu)), Jump::new(linear, code, key));
+        self.branches
+            .insert(number_of(cpu.address_space(), side_of(cpu)), Jump::new(linear, code, key));
         if before.0 == self.clears {
             self.link_known(cpu, before.1, linear, key);
         }
@@ -412,7 +420,9 @@ impl Translator {
         for site in first..self.sites.len() {
             let Exit::Cross(crossing) = self.sites[site].exit else { continue };
             let target = (linear & !0xfff).wrapping_add_signed(i64::from(crossing.target));
-            if let Some(jump) = self.branches.get(number_of(cpu, side_of(cpu)), target) {
+            if let Some(jump) =
+                self.branches.get(number_of(cpu.address_space(), side_of(cpu)), target)
+            {
                 self.link_crossing(crossing, key, jump.key, jump.code);
             }
         }
@@ -421,31 +431,37 @@ impl Translator {
     /// What a jump between pages found at a linear address before.
     fn known(&mut self, cpu: &Cpu, linear: u64) -> Option<u64> {
         self.bring_branches(cpu);
-        self.branches.get(number_of(cpu, side_of(cpu)), linear).map(|jump| jump.code)
+        self.branches
+            .get(number_of(cpu.address_space(), side_of(cpu)), linear)
+            .map(|jump| jump.code)
     }
 
     /// Has both sides of a system call know where branches lead, as far as that holds now.
+    #[inline]
     fn bring_branches(&mut self, cpu: &Cpu) {
-        for side in SIDES {
-            let contexts = [0, 1 << 63].map(|half| cpu.side_context(side, half));
-            let ways = self.branches.bring(number_of(cpu, side), contexts);
-            self.context.side_mut(side).ways = ways;
+        // One side's contexts say what the other's are.
+        let contexts = [0, 1 << 63].map(|half| cpu.side_context(Side::Kernel, half));
+        if self.brought != Some((cpu.address_space(), contexts)) {
+            self.bring_other_branches(cpu, contexts);
         }
     }
 
-    /// After translated code has run: takes back what it knows of calls.
-    fn note_last_calls(&mut self, cpu: &Cpu) {
-        let here = side_of(cpu);
-        self.context.side_mut(here).ways = self.context.ways;
+    #[cold]
+    fn bring_other_branches(&mut self, cpu: &Cpu, kernels: [u64; 2]) {
+        let before = self.brought.replace((cpu.address_space(), kernels));
         for side in SIDES {
-            let last_call = self.context.side_mut(side).ways.last_call;
-            self.branches.note_last_call(number_of(cpu, side), last_call);
+            let known = self.context.side_mut(side);
+            if let Some((space, _)) = before {
+                self.branches.note_last_call(number_of(space, side), known.ways.last_call);
+            }
+            let contexts = [0, 1 << 63].map(|half| cpu.side_context(side, half));
+            known.ways = self.branches.bring(number_of(cpu.address_space(), side), contexts);
         }
     }
 
     fn block(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, place: CodePlace, plain: bool) -> Block {
         let meaning = place.meaning | if plain { PLAIN } else { 0 };
-        let key = Key { ram: place.ram.0, meaning, next: None };
+        let key = Key { ram: place.ram.0, meaning, next: NO_NEXT };
         if let Some(block) = self.blocks.get(&key) {
             return *block;
         }
@@ -482,7 +498,8 @@ impl Translator {
             return None; // the links of one half know nothing of the other
         }
         let next = cpu.code_place(mem, next_linear)?.ram.page();
-        let key = Key { ram: place.ram.0, meaning: place.meaning, next: Some(next) };
+        let number = u32::try_from(next + 1).ok()?; // beyond 16 TiB of RAM
+        let key = Key { ram: place.ram.0, meaning: place.meaning, next: number };
         if let Some(block) = self.blocks.get(&key) {
             return Some(self.address(*block));
         }
@@ -716,7 +733,7 @@ impl Engine for Translator {
             self.entries += 1;
             self.enter(code);
             self.context.bring(cpu);
-            self.note_last_calls(cpu);
+            self.context.side_mut(side_of(cpu)).ways.last_call = self.context.ways.last_call;
             if self.tlb_state != Some(cpu.tlb_state()) {
                 // The pin is another side's or view's.
                 self.tlb_state = None;
@@ -805,9 +822,9 @@ fn side_of(cpu: &Cpu) -> Side {
     if cpu.cpl() == 3 { Side::Program } else { Side::Kernel }
 }
 
-/// The number of what [`Branches`] knows of a side.
-fn number_of(cpu: &Cpu, side: Side) -> usize {
-    Branches::number(cpu.address_space(), side == Side::Program)
+/// The number of what [`Branches`] knows of a side in an address space.
+fn number_of(space: usize, side: Side) -> usize {
+    Branches::number(space, side == Side::Program)
 }
 
 /// A flags register as AH and AL hold it.
