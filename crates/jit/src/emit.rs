@@ -1,5 +1,9 @@
 //! A byte emitter for the few host instructions that translations need beside the guest's own.
 
+use x86::CpuLevel;
+
+use crate::host::HOST;
+
 /// Host register numbers.
 pub(crate) mod reg {
     pub(crate) const RAX: u8 = 0;
@@ -314,10 +318,21 @@ impl Emitter {
 
     /// `dst` = the TLB entry that serves the linear address in `linear`; the frame has their place at `tlb`.
     pub(crate) fn tlb_entry(&mut self, dst: u8, linear: u8, tlb: i32) {
-        self.mov(dst, linear);
-        self.shift(5, dst, 7);
+        if HOST.level == CpuLevel::V3 {
+            self.rorx(dst, linear, 7);
+        } else {
+            self.mov(dst, linear);
+            self.shift(5, dst, 7);
+        }
         self.alu_imm(Alu::And, dst, 0x7fe0);
         self.alu_mem(Alu::Add, dst, reg::RSP, tlb);
+    }
+
+    /// `rorx dst, src, count`. The host has to be of level v3.
+    fn rorx(&mut self, dst: u8, src: u8, count: u8) {
+        let extended = (!dst >> 3 & 1) << 7 | 1 << 6 | (!src >> 3 & 1) << 5;
+        // The opcode map 0F3A; W and the prefix F2.
+        self.raw(&[0xc4, extended | 3, 0xfb, 0xf0, 0xc0 | (dst & 7) << 3 | src & 7, count]);
     }
 
     /// Shifts by a constant; `op` is 0 for ROL, 1 for ROR, 4 for SHL, 5 for SHR, 7 for SAR.
