@@ -17,7 +17,7 @@ use crate::frame::{BUDGET, Home, S, T, home, slot};
 use crate::memory::TLB_DISTANCE;
 use crate::plan::{Check, Checks, Moving, Origin, PAGE, SPAN_MAX, moving};
 use crate::scan::{Access, End, Insn, Kind, Trace, find_live_flags, is_high_byte};
-use crate::translate::{Cold, Exit, FlagState, Gen, condition, sized_register};
+use crate::translate::{Cold, Exit, FlagState, Gen, Shared, condition, sized_register};
 
 /// Streams of a loop.
 const STREAMS_MAX: usize = 8;
@@ -401,16 +401,9 @@ impl Gen<'_> {
     fn copy_of_body(&mut self, rounds: &Rounds) {
         let body = &rounds.body;
         let mut sites = Vec::new();
-        let mut copy = Gen::new(
-            body,
-            &rounds.checks,
-            self.flavour,
-            self.place,
-            self.stubs,
-            &mut sites,
-            self.given,
-            self.known,
-        );
+        let shared =
+            Shared { stubs: self.stubs, sites: &mut sites, given: self.given, known: self.known };
+        let mut copy = Gen::new(body, &rounds.checks, self.flavour, self.place, shared);
         std::mem::swap(&mut copy.e, &mut self.e);
         let start = copy.e.here();
         let exits = copy.all_of_body(rounds);

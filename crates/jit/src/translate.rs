@@ -294,6 +294,14 @@ impl Translation {
 /// Says where the usual translation of a place on the page is, if there is one.
 pub(crate) type Known<'a> = &'a dyn Fn(u16) -> Option<u64>;
 
+/// What translations share.
+pub(crate) struct Shared<'a> {
+    pub(crate) stubs: Stubs,
+    pub(crate) sites: &'a mut Vec<Site>,
+    pub(crate) given: &'a mut Given,
+    pub(crate) known: Known<'a>,
+}
+
 /// Emits one translation.
 pub(crate) struct Gen<'a> {
     pub(crate) e: Emitter,
@@ -332,11 +340,9 @@ impl<'a> Gen<'a> {
         checks: &'a [Checks],
         flavour: Flavour,
         place: Place,
-        stubs: Stubs,
-        sites: &'a mut Vec<Site>,
-        given: &'a mut Given,
-        known: Known<'a>,
+        shared: Shared<'a>,
     ) -> Gen<'a> {
+        let Shared { stubs, sites, given, known } = shared;
         Gen {
             e: Emitter::new(place.base),
             encoder: Encoder::new(64),
@@ -1534,16 +1540,8 @@ mod tests {
             let checks = plan(&trace.insns);
             spare_exits(&mut trace, &checks);
             let mut sites = Vec::new();
-            let translation = Gen::new(
-                &trace,
-                &checks,
-                Flavour::Loop,
-                place,
-                stubs,
-                &mut sites,
-                &mut given,
-                &|_| None,
-            );
+            let shared = Shared { stubs, sites: &mut sites, given: &mut given, known: &|_| None };
+            let translation = Gen::new(&trace, &checks, Flavour::Loop, place, shared);
             translation.run().bytes.len()
         };
         (0..4096).map(one).max().expect("there are offsets")

@@ -19,7 +19,7 @@ use crate::plan::{plain as plain_checks, plan, spare_exits};
 use crate::probe::host_agrees;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
 use crate::sides::SIDES;
-use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Site};
+use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Shared, Site};
 
 /// Host code that is held before everything is dropped.
 const CACHE_BYTES: usize = 256 << 20;
@@ -540,8 +540,8 @@ impl Translator {
             let block = at_place(&self.blocks, code_page, key, at)?;
             Some(cache + u64::from(block.offset))
         };
-        let code =
-            Gen::new(&trace, &checks, flavour, place, self.stubs, sites, given, &known).run();
+        let shared = Shared { stubs: self.stubs, sites, given, known: &known };
+        let code = Gen::new(&trace, &checks, flavour, place, shared).run();
         let (hot, cold) = code.parts();
         self.memory.write(self.space.hot.take(hot.len()), hot);
         self.memory.write(self.space.cold.take(cold.len()), cold);
