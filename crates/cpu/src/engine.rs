@@ -103,6 +103,26 @@ impl CodePlace {
     }
 }
 
+/// A page of any size that the tables map.
+#[derive(Clone, Copy, Debug)]
+pub struct SettledPage {
+    /// Its first linear address.
+    pub linear: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// Where it lies.
+    pub gpa: Gpa,
+}
+
+impl SettledPage {
+    /// Where a linear address leads, if it is on the page.
+    #[must_use]
+    pub fn place(&self, linear: u64) -> Option<Gpa> {
+        let inside = linear.wrapping_sub(self.linear);
+        (inside < self.bytes).then(|| Gpa(self.gpa.0 + inside))
+    }
+}
+
 /// The two sides of a system call, in 64-bit mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -373,6 +393,19 @@ impl Cpu {
     fn context_on(&self, mode_key: u32, linear: u64) -> u64 {
         let half = linear >> 63;
         u64::from(mode_key) << 33 | half << 32 | self.tlb.code_epoch(linear) & 0xffff_ffff
+    }
+
+    /// The page with a linear address, for fetches on a side of a system call, if the tables say so and the guest cannot see
+    /// that they were asked: where Accessed is set already. Links to code there hold then, as if it had been found by
+    /// [`Cpu::code_place`].
+    pub fn settled_code_page(
+        &mut self,
+        mem: &mut GuestMem,
+        linear: u64,
+        side: Side,
+    ) -> Option<SettledPage> {
+        let view = if side == Side::Kernel { View::Supervisor } else { View::User };
+        self.settled_page(mem, linear, view)
     }
 
     /// Address spaces that the TLB keeps side by side.

@@ -9,6 +9,7 @@ use mem::{GuestMem, RamOffset};
 use x86::{Cr0, Cr4, Efer, Exception, PageFaultBits, Vector, cpuid};
 
 use crate::access::is_canonical;
+use crate::engine::SettledPage;
 use crate::op::Fault;
 use crate::tlb::{View, WalkStep};
 use crate::{Cpu, Env};
@@ -150,6 +151,28 @@ impl Cpu {
             self.tlb.fill_exec(user, linear, offset.0 & !0xfff);
         }
         Ok(gpa)
+    }
+
+    /// The page with a linear address on which fetches in a view need set no bit in the tables. Counts as a walk.
+    pub(crate) fn settled_page(
+        &mut self,
+        mem: &mut GuestMem,
+        linear: u64,
+        view: View,
+    ) -> Option<SettledPage> {
+        if self.sys.cr0 & Cr0::PG == 0 || !self.is_long_mode() || !is_canonical(linear) {
+            return None;
+        }
+        let (walk, leaf) = self.walk_4_level(mem, linear).ok()?;
+        let is_settled = walk.visited[..walk.depth].iter().all(|it| it.value & Pte::A != 0);
+        if !is_settled || !self.is_allowed(walk.rights, Kind::Fetch, view) {
+            return None;
+        }
+        self.mark_accessed(mem, linear, &walk, Kind::Fetch);
+        self.stats.walks += 1;
+        let bytes = 1 << (48 - 9 * walk.depth);
+        let inside = linear & (bytes - 1);
+        Some(SettledPage { linear: linear - inside, bytes, gpa: Gpa(leaf.gpa - inside) })
     }
 
     /// The guest-physical address behind a linear one, whatever the rights: for people, and without any

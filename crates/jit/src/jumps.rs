@@ -63,9 +63,9 @@ struct Pair([Jump; 2]);
 
 /// What indirect branches of one privilege in one address space know.
 struct Known {
-    /// In which both hold: [`Cpu::code_context`] of the lower and of the upper half; and whether there has been code in
-    /// these halves.
-    contexts: [u64; 2],
+    /// The mappings in which both hold, by their numbers: of the lower and of the upper half; and whether there has been code
+    /// in these halves.
+    mappings: [u64; 2],
     halves: [bool; 2],
     /// The pairs of its table that are not empty, as long as they are few.
     used: Vec<u32>,
@@ -103,9 +103,9 @@ impl Branches {
     pub(crate) fn new(to_zero: u64) -> io::Result<Branches> {
         // SAFETY: pairs are plain numbers, which may be 0.
         let pairs = unsafe { Zeroed::new(TABLES * JUMPS / 2)? };
-        // No context is 0.
+        // No mapping has number 0.
         let known = |_| Known {
-            contexts: [0; 2],
+            mappings: [0; 2],
             halves: [true; 2],
             used: Vec::new(),
             returns: None,
@@ -119,20 +119,20 @@ impl Branches {
         2 * space + usize::from(is_user)
     }
 
-    /// What translated code has to know in these contexts, without what does not hold any more.
-    pub(crate) fn bring(&mut self, number: usize, contexts: [u64; 2]) -> Ways {
-        if self.known[number].contexts != contexts {
-            self.renew(number, contexts);
+    /// What translated code has to know in these mappings, without what does not hold any more.
+    pub(crate) fn bring(&mut self, number: usize, mappings: [u64; 2]) -> Ways {
+        if self.known[number].mappings != mappings {
+            self.renew(number, mappings);
         }
         let jumps = (&raw const self.pairs.get()[number * JUMPS / 2]) as u64;
         Ways { jumps, last_call: self.known[number].last_call }
     }
 
     #[cold]
-    fn renew(&mut self, number: usize, contexts: [u64; 2]) {
+    fn renew(&mut self, number: usize, mappings: [u64; 2]) {
         let known = &mut self.known[number];
-        let before = std::mem::replace(&mut known.contexts, contexts);
-        if !(0..2).any(|half| known.halves[half] && before[half] != contexts[half]) {
+        let before = std::mem::replace(&mut known.mappings, mappings);
+        if !(0..2).any(|half| known.halves[half] && before[half] != mappings[half]) {
             return;
         }
         known.halves = [false; 2];
@@ -190,7 +190,7 @@ impl Branches {
     /// Has everything forgotten by the time that it is brought next.
     pub(crate) fn clear(&mut self) {
         for known in &mut self.known {
-            (known.contexts, known.halves) = ([0; 2], [true; 2]);
+            (known.mappings, known.halves) = ([0; 2], [true; 2]);
         }
     }
 }
@@ -238,7 +238,7 @@ impl Emitter {
 mod tests {
     use super::*;
 
-    const CONTEXTS: [u64; 2] = [1 << 33, 3 << 32];
+    const MAPPINGS: [u64; 2] = [1 << 33, 3 << 32];
 
     fn code(branches: &Branches, number: usize, linear: u64) -> Option<u64> {
         branches.get(number, linear).map(|jump| jump.code)
@@ -247,7 +247,7 @@ mod tests {
     fn branches() -> Branches {
         let mut branches = Branches::new(1).unwrap();
         (0..TABLES).for_each(|number| {
-            branches.bring(number, CONTEXTS);
+            branches.bring(number, MAPPINGS);
         });
         branches
     }
@@ -266,24 +266,24 @@ mod tests {
         branches.insert(1, jump(one, 300));
         assert_eq!((code(&branches, 1, one), code(&branches, 1, other)), (Some(300), Some(200)));
         branches.clear();
-        branches.bring(1, CONTEXTS);
+        branches.bring(1, MAPPINGS);
         assert_eq!(code(&branches, 1, one), None);
     }
 
     #[test]
-    fn nothing_is_known_in_other_contexts_however_many_there_were() {
+    fn nothing_is_known_in_other_mappings_however_many_there_were() {
         for count in [1, FEW as u64 + 10] {
             let mut branches = branches();
             for round in 1..=2 {
                 let linear = |number: u64| number * 16;
-                branches.bring(0, CONTEXTS);
+                branches.bring(0, MAPPINGS);
                 for number in 0..count {
                     branches.insert(0, Jump::new(linear(number), round, 0));
                 }
                 assert_eq!(code(&branches, 0, linear(count - 1)), Some(round));
-                branches.bring(0, CONTEXTS);
+                branches.bring(0, MAPPINGS);
                 assert_eq!(code(&branches, 0, linear(count - 1)), Some(round));
-                branches.bring(0, [round, CONTEXTS[1]]);
+                branches.bring(0, [round, MAPPINGS[1]]);
                 assert!((0..count).all(|number| branches.get(0, linear(number)).is_none()));
             }
         }
@@ -294,12 +294,12 @@ mod tests {
         let mut branches = branches();
         let (program, kernel) = (0x40_0000, u64::MAX << 20);
         branches.insert(0, Jump::new(kernel, 1, 0));
-        branches.bring(0, [1, CONTEXTS[1]]);
+        branches.bring(0, [1, MAPPINGS[1]]);
         assert_eq!(code(&branches, 0, kernel), Some(1));
         branches.insert(0, Jump::new(program, 2, 0));
-        branches.bring(0, [1, CONTEXTS[1]]);
+        branches.bring(0, [1, MAPPINGS[1]]);
         assert_eq!(code(&branches, 0, program), Some(2));
-        branches.bring(0, [2, CONTEXTS[1]]);
+        branches.bring(0, [2, MAPPINGS[1]]);
         assert_eq!((code(&branches, 0, program), code(&branches, 0, kernel)), (None, None));
     }
 
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn what_is_kept_of_one_is_not_the_others() {
         let mut branches = branches();
-        let ways: Vec<Ways> = (0..TABLES).map(|n| branches.bring(n, CONTEXTS)).collect();
+        let ways: Vec<Ways> = (0..TABLES).map(|n| branches.bring(n, MAPPINGS)).collect();
         for (number, one) in ways.iter().enumerate() {
             assert_eq!(one.jumps % (2 * field::BYTES as u64), 0);
             assert!(ways[..number].iter().all(|other| one.jumps.abs_diff(other.jumps)
@@ -327,7 +327,7 @@ mod tests {
         }
         assert_eq!(size_of::<Jump>(), field::BYTES as usize);
         branches.note_last_call(1, 5);
-        assert_eq!(branches.bring(1, CONTEXTS).last_call, 5);
-        assert!(branches.bring(0, CONTEXTS) == ways[0]);
+        assert_eq!(branches.bring(1, MAPPINGS).last_call, 5);
+        assert!(branches.bring(0, MAPPINGS) == ways[0]);
     }
 }

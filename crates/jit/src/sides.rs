@@ -94,7 +94,7 @@ const SYSRET_FLAGS: u64 = Rflags::STATUS | Rflags::IF | Rflags::DF | Rflags::ID;
 /// Where in [`Context::sides`] a side is, and what [`Context::side`] says of it.
 pub(crate) const SIDES: [Side; 2] = [Side::Program, Side::Kernel];
 
-fn index_of(side: Side) -> usize {
+pub(crate) fn index_of(side: Side) -> usize {
     usize::from(side == Side::Kernel)
 }
 

@@ -3,9 +3,10 @@
 use std::io;
 
 use cpu::{
-    CodePlace, Cpu, Doing, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, Side, is_canonical,
+    CodePlace, Cpu, Doing, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, SettledPage, Side,
+    is_canonical,
 };
-use mem::{GuestMem, WatchedWrite};
+use mem::{GuestMem, RamOffset, WatchedWrite};
 use rustc_hash::FxHashMap;
 use x86::{CpuModel, Rflags};
 
@@ -18,7 +19,7 @@ use crate::jumps::{Branches, Jump};
 use crate::plan::{plain as plain_checks, plan, spare_exits};
 use crate::probe::host_agrees;
 use crate::scan::{End, TRACE_MAX, Trace, scan, scan_straddler};
-use crate::sides::SIDES;
+use crate::sides::{SIDES, index_of};
 use crate::translate::{Crossing, Exit, ExitKind, Flavour, Gen, Place, Shared, Site};
 
 /// Host code that is held before everything is dropped.
@@ -35,6 +36,8 @@ const LONG_ROUNDS: u64 = 16;
 /// A long loop has fewer misses in so many rounds than end its run.
 const ROUNDS_FOR_MISSES: u64 = 256;
 const LOOPS_MAX: usize = 1 << 16;
+/// A mapping with code on more pages is not looked through.
+const SETTLED_MAX: usize = 4096;
 /// Sealed translations of one place that are kept in mind.
 const SEALED_MAX: usize = 256;
 /// Bits of a page's number in a key: linear addresses have 48 bits.
@@ -72,24 +75,24 @@ pub struct Translator {
     blocks: FxHashMap<Key, Block>,
     pages: FxHashMap<u64, CodePage>,
     branches: Branches,
-    /// The address space and the kernel's contexts for which the context has what they know.
+    /// The address space and the kernel's contexts for which the frame's context has what they know.
     brought: Option<(usize, [u64; 2])>,
     context: Box<Context>,
     hints: Hints,
     /// What is pinned where the TLB knows no page that may be stored to.
     nowhere: Nowhere,
-    /// By what of a context does not change with time: its present value and its number.
-    contexts: FxHashMap<u32, (u64, u64)>,
-    contexts_so_far: u64,
-    /// The last one that was looked for.
-    last_context: (u64, u64),
+    /// By what of a context does not change with time.
+    mappings: FxHashMap<u32, Mapping>,
+    mappings_so_far: u64,
+    /// The numbers of those that hold: by side and half.
+    numbers: [[u64; 2]; 2],
     /// What is known of loops.
     loops: FxHashMap<Key, Rounds>,
     /// Where translations are that were sealed and that their successors take the place of.
     sealed: FxHashMap<Key, Vec<u32>>,
     /// The first site of each loop, in order.
     first_sites: Vec<(u32, Key)>,
-    /// By the context's number: the jumps between pages that were linked in it, by the places of their keys.
+    /// By the mapping's number: the jumps between pages that were linked in it, by the places of their keys.
     crossings: FxHashMap<u64, FxHashMap<u32, Crossing>>,
     /// What the context has of the TLB, and the pin, hold as long as this stays the same.
     tlb_state: Option<(usize, u64)>,
@@ -229,6 +232,37 @@ fn at_place(
     blocks.get(&Key { ram, meaning: key.meaning & !PLAIN, next: NO_NEXT }).copied()
 }
 
+/// Where the linear addresses of one half lead, in one mode and address space.
+#[derive(Default)]
+struct Mapping {
+    /// [`Cpu::side_context`] when that was last looked at.
+    context: u64,
+    /// Never used again once the mapping is another one. 0 stands for none.
+    number: u64,
+    /// The linear pages on which code was found, and where they lead: pages of RAM.
+    pages: FxHashMap<u64, u64>,
+}
+
+impl Mapping {
+    /// True if all pages lead where they did, and nobody can see that this was looked at. Links to them hold then.
+    fn holds(&self, cpu: &mut Cpu, mem: &mut GuestMem, side: Side) -> bool {
+        // The kernel's code lies on few large pages, as a rule.
+        let mut settled: Vec<SettledPage> = Vec::new();
+        self.pages.len() <= SETTLED_MAX
+            && self.pages.iter().all(|(linear, ram)| {
+                let known = settled.iter().find_map(|page| page.place(*linear));
+                let gpa = known.or_else(|| {
+                    let page = cpu.settled_code_page(mem, *linear, side)?;
+                    if page.bytes > PAGE_BYTES as u64 {
+                        settled.push(page);
+                    }
+                    page.place(*linear)
+                });
+                gpa.and_then(|gpa| mem.offset_of(gpa)).map(RamOffset::page) == Some(*ram)
+            })
+    }
+}
+
 /// What a loop does.
 enum Rounds {
     /// Many rounds, as a rule.
@@ -289,9 +323,9 @@ impl Translator {
             context: Box::new(Context::new()),
             hints: Hints::new(nowhere.page())?,
             nowhere,
-            contexts: FxHashMap::default(),
-            contexts_so_far: 0,
-            last_context: (u64::MAX, 0),
+            mappings: FxHashMap::default(),
+            mappings_so_far: 0,
+            numbers: [[0; 2]; 2],
             loops: FxHashMap::default(),
             sealed: FxHashMap::default(),
             first_sites: Vec::new(),
@@ -347,6 +381,7 @@ impl Translator {
         self.pages.clear();
         self.crossings.clear();
         self.sealed.clear();
+        self.mappings.values_mut().for_each(|mapping| mapping.pages.clear());
         self.branches.clear();
         self.brought = None;
         self.clears += 1;
@@ -359,11 +394,17 @@ impl Translator {
         let before = (self.clears, self.sites.len());
         let block = self.block(cpu, mem, place, false);
         let near = self.address(block);
-        let code = if block.straddles { self.straddler(cpu, mem, place, linear)? } else { near };
+        let straddler =
+            if block.straddles { Some(self.straddler(cpu, mem, place, linear)?) } else { None };
+        let code = straddler.map_or(near, |(code, _)| code);
         // Walking the tables for a fetch may have changed what holds.
-        let context = cpu.code_context(linear);
-        let key = self.key_of(context, linear);
-        self.bring_branches(cpu);
+        self.bring_branches(cpu, mem);
+        let key = self.key_of(cpu, linear);
+        let mapping = self.mappings.entry((cpu.code_context(linear) >> 32) as u32).or_default();
+        mapping.pages.insert(linear & !0xfff, place.ram.page());
+        if let Some((_, next)) = straddler {
+            mapping.pages.insert((linear | 0xfff).wrapping_add(1), next);
+        }
         self.branches
             .insert(number_of(cpu.address_space(), side_of(cpu)), Jump::new(linear, code, key));
         if before.0 == self.clears {
@@ -372,30 +413,41 @@ impl Translator {
         Some((code, near))
     }
 
-    /// A number for a page and the context in which it holds code, in which jumps from that page to others may be
-    /// linked: the page's number, and above it the context's, which is never used again once it is over.
-    fn key_of(&mut self, context: u64, linear: u64) -> u64 {
-        if self.last_context.0 != context {
-            let place = (context >> 32) as u32;
-            let number = match self.contexts.get(&place) {
-                Some((known, number)) if *known == context => *number,
-                old => {
-                    if let Some((_, number)) = old {
-                        self.unlink(*number);
-                    }
-                    self.contexts_so_far += 1;
-                    self.contexts.insert(place, (context, self.contexts_so_far));
-                    self.contexts_so_far
-                }
-            };
-            self.last_context = (context, number);
-        }
-        self.last_context.1 << KEY_PAGE_BITS | linear >> 12 & ((1 << KEY_PAGE_BITS) - 1)
+    /// A number for a page and the mapping in which it holds code, in which jumps from that page to others may be
+    /// linked: the page's number, and above it the mapping's. That has to be brought before.
+    fn key_of(&self, cpu: &Cpu, linear: u64) -> u64 {
+        let number = self.numbers[index_of(side_of(cpu))][(linear >> 63) as usize];
+        number << KEY_PAGE_BITS | linear >> 12 & ((1 << KEY_PAGE_BITS) - 1)
     }
 
-    /// Makes all jumps between pages leave that were linked in a context that is over.
-    fn unlink(&mut self, context: u64) {
-        for crossing in self.crossings.remove(&context).unwrap_or_default().into_values() {
+    /// The number of the mapping of a half, as it is now. It is the same as before as long as all pages on which code was
+    /// found lead where they did, and nobody can see that this was looked at: most of the kernel's do in each new address
+    /// space.
+    fn number_of_mapping(
+        &mut self,
+        cpu: &mut Cpu,
+        mem: &mut GuestMem,
+        side: Side,
+        half: u64,
+    ) -> u64 {
+        let context = cpu.side_context(side, half << 63);
+        let mapping = self.mappings.entry((context >> 32) as u32).or_default();
+        if mapping.number != 0 && (mapping.context == context || mapping.holds(cpu, mem, side)) {
+            mapping.context = context;
+            return mapping.number;
+        }
+        self.mappings_so_far += 1;
+        let number = self.mappings_so_far;
+        let pages = std::mem::take(&mut mapping.pages);
+        let old = std::mem::replace(mapping, Mapping { context, number, pages });
+        mapping.pages.clear();
+        self.unlink(old.number);
+        number
+    }
+
+    /// Makes all jumps between pages leave that were linked in a mapping that is over.
+    fn unlink(&mut self, number: u64) {
+        for crossing in self.crossings.remove(&number).unwrap_or_default().into_values() {
             self.memory.write(crossing.key_at as usize, &0u64.to_le_bytes());
             self.link(crossing.other_at, self.stubs.leave_far);
         }
@@ -429,8 +481,8 @@ impl Translator {
     }
 
     /// What a jump between pages found at a linear address before.
-    fn known(&mut self, cpu: &Cpu, linear: u64) -> Option<u64> {
-        self.bring_branches(cpu);
+    fn known(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, linear: u64) -> Option<u64> {
+        self.bring_branches(cpu, mem);
         self.branches
             .get(number_of(cpu.address_space(), side_of(cpu)), linear)
             .map(|jump| jump.code)
@@ -438,24 +490,25 @@ impl Translator {
 
     /// Has both sides of a system call know where branches lead, as far as that holds now.
     #[inline]
-    fn bring_branches(&mut self, cpu: &Cpu) {
-        // One side's contexts say what the other's are.
-        let contexts = [0, 1 << 63].map(|half| cpu.side_context(Side::Kernel, half));
-        if self.brought != Some((cpu.address_space(), contexts)) {
-            self.bring_other_branches(cpu, contexts);
+    fn bring_branches(&mut self, cpu: &mut Cpu, mem: &mut GuestMem) {
+        let now = kernels_contexts(cpu);
+        if self.brought != Some(now) {
+            self.bring_other_branches(cpu, mem);
+            assert_eq!(now, kernels_contexts(cpu), "what is settled changes nothing");
         }
     }
 
     #[cold]
-    fn bring_other_branches(&mut self, cpu: &Cpu, kernels: [u64; 2]) {
-        let before = self.brought.replace((cpu.address_space(), kernels));
+    fn bring_other_branches(&mut self, cpu: &mut Cpu, mem: &mut GuestMem) {
+        let before = self.brought.replace(kernels_contexts(cpu));
         for side in SIDES {
+            let numbers = [0, 1].map(|half| self.number_of_mapping(cpu, mem, side, half));
+            self.numbers[index_of(side)] = numbers;
             let known = self.context.side_mut(side);
             if let Some((space, _)) = before {
                 self.branches.note_last_call(number_of(space, side), known.ways.last_call);
             }
-            let contexts = [0, 1 << 63].map(|half| cpu.side_context(side, half));
-            known.ways = self.branches.bring(number_of(cpu.address_space(), side), contexts);
+            known.ways = self.branches.bring(number_of(cpu.address_space(), side), numbers);
         }
     }
 
@@ -485,14 +538,14 @@ impl Translator {
         block
     }
 
-    /// The host address of the instruction at a linear address, which reaches into the next page.
+    /// The host address of the instruction at a linear address, which reaches into the next page, and that page in RAM.
     fn straddler(
         &mut self,
         cpu: &mut Cpu,
         mem: &mut GuestMem,
         place: CodePlace,
         linear: u64,
-    ) -> Option<u64> {
+    ) -> Option<(u64, u64)> {
         let next_linear = (linear | 0xfff).wrapping_add(1);
         if (next_linear ^ linear) >> 63 != 0 {
             return None; // the links of one half know nothing of the other
@@ -501,7 +554,7 @@ impl Translator {
         let number = u32::try_from(next + 1).ok()?; // beyond 16 TiB of RAM
         let key = Key { ram: place.ram.0, meaning: place.meaning, next: number };
         if let Some(block) = self.blocks.get(&key) {
-            return Some(self.address(*block));
+            return Some((self.address(*block), next));
         }
         let start = (place.ram.0 & 0xfff) as usize;
         let here = &mem.page(place.ram.page())[start..];
@@ -512,7 +565,7 @@ impl Translator {
         // Its accesses are checked one by one: there is no other translation of it to go on with.
         let block = self.translate(trace, key, false, true);
         self.pages.entry(next).or_default().add(key);
-        Some(self.address(block))
+        Some((self.address(block), next))
     }
 
     fn translate(&mut self, mut trace: Trace, key: Key, straddles: bool, plain: bool) -> Block {
@@ -681,7 +734,7 @@ impl Engine for Translator {
                 let block = place.map(|place| self.block(cpu, env.mem, place, true));
                 block.map(|block| self.address(block)).map(|code| (code, code))
             } else if patch.is_none()
-                && let Some(code) = self.known(cpu, rip)
+                && let Some(code) = self.known(cpu, env.mem, rip)
             {
                 Some((code, code))
             } else {
@@ -699,8 +752,8 @@ impl Engine for Translator {
                     self.overwrite(out as usize, near);
                 }
             }
-            let context = cpu.code_context(rip);
-            let key = self.key_of(context, rip);
+            self.bring_branches(cpu, env.mem);
+            let key = self.key_of(cpu, rip);
             if let Some((crossing, from)) = crossing.take()
                 && clears == self.clears
             {
@@ -723,7 +776,6 @@ impl Engine for Translator {
                 self.context.note_sides(cpu, &self.hints, self.nowhere.page());
                 self.tlb_state = Some(cpu.tlb_state());
             }
-            self.bring_branches(cpu);
             self.context.ways = self.context.side_mut(side_of(cpu)).ways;
             self.context.page = rip & !0xfff;
             self.context.xmm = cpu.xmm_mut().as_mut_ptr() as u64;
@@ -815,6 +867,11 @@ impl Engine for Translator {
             }
         }
     }
+}
+
+/// The address space, and what the kernel's contexts are there, which says what the program's are.
+fn kernels_contexts(cpu: &Cpu) -> (usize, [u64; 2]) {
+    (cpu.address_space(), [0, 1 << 63].map(|half| cpu.side_context(Side::Kernel, half)))
 }
 
 /// On which side of a system call the CPU is.
