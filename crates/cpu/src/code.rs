@@ -195,6 +195,10 @@ impl Cpu {
             }
             None => self.decode_block(code, mem, linear, at)?,
         };
+        let reach = (linear & 0xfff) + u64::from(run.bytes) + INSTRUCTION_BYTES_MAX as u64;
+        if linear | 0xfff == u64::MAX && reach > PAGE_SIZE {
+            return Ok(run); // it may depend on the other half, which has an epoch of its own
+        }
         let epoch = code.epoch(self.tlb.code_epoch(linear));
         code.jumps[jump_index(linear, self.mode_key)] =
             Jump { linear, mode_key: self.mode_key, epoch, run };

@@ -38,8 +38,8 @@ pub enum Next {
 /// An engine beside the interpreter.
 ///
 /// It is configuration of this process and not part of the guest's state: nothing that it keeps may be
-/// seen by the guest. Between two calls it relies on nothing but what [`Engine::drop_code`] and
-/// [`Cpu::code_generation`] tell it, above all not on the TLB.
+/// seen by the guest. Between two calls it relies on nothing but what [`Engine::drop_code`], [`Cpu::code_generation`],
+/// [`Cpu::side_context`] and [`Cpu::tlb_state`] tell it.
 pub trait Engine {
     /// Runs from the CPU's present state, at most `budget` steps, which is at least 1. On return the
     /// CPU's state is exact and between two instructions.
@@ -101,6 +101,15 @@ impl CodePlace {
         let from_edge = (linear ^ (linear as i64 >> 63) as u64) + REACH;
         if from_edge >> 47 != 0 { CodePlace::AT_EDGE } else { 0 }
     }
+}
+
+/// What decides where the addresses of one half lead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CodeContext {
+    /// Mode, privilege, address space and half.
+    pub place: u32,
+    /// Moves on when that may have changed.
+    pub epoch: u64,
 }
 
 /// A page of any size that the tables map.
@@ -291,7 +300,7 @@ impl Cpu {
     }
 
     /// The 1024 TLB entries for the running code's data accesses, each of four words: the page's linear
-    /// address if it may be read, if it may be written, its RAM offset, and how far its host address is from the linear
+    /// address if it may be read, if it may be written, its host address, and how far that is from the linear
     /// one. The entry of a linear address is number `linear >> 12 & 1023`.
     #[inline]
     #[must_use]
@@ -381,20 +390,6 @@ impl Cpu {
         Some(CodePlace { ram, meaning })
     }
 
-    /// A linear address leads to the same memory, if there was code, while this number is the same for it. An engine
-    /// hears by itself of code that was written ([`Engine::drop_code`]).
-    #[inline]
-    #[must_use]
-    pub fn code_context(&self, linear: u64) -> u64 {
-        self.context_on(self.mode_key, linear)
-    }
-
-    #[inline]
-    fn context_on(&self, mode_key: u32, linear: u64) -> u64 {
-        let half = linear >> 63;
-        u64::from(mode_key) << 33 | half << 32 | self.tlb.code_epoch(linear) & 0xffff_ffff
-    }
-
     /// The page with a linear address, for fetches on a side of a system call, if the tables say so and the guest cannot see
     /// that they were asked: where Accessed is set already. Links to code there hold then, as if it had been found by
     /// [`Cpu::code_place`].
@@ -411,7 +406,7 @@ impl Cpu {
     /// Address spaces that the TLB keeps side by side.
     pub const ADDRESS_SPACES: usize = BANKS;
 
-    /// Which of them is the present one. Part of [`Cpu::code_context`].
+    /// Which of them is the present one. Part of [`Cpu::side_context`].
     #[inline]
     #[must_use]
     pub fn address_space(&self) -> usize {
@@ -450,11 +445,13 @@ impl Cpu {
         (self.tlb.entries_from(base), view_of(base), self.tlb.second_level(base))
     }
 
-    /// [`Cpu::code_context`] there.
+    /// In which context the half with a linear address is there: while it is the same, addresses lead to the same memory, as
+    /// far as code was found there. An engine hears by itself of code that was written ([`Engine::drop_code`]).
     #[inline]
     #[must_use]
-    pub fn side_context(&self, side: Side, linear: u64) -> u64 {
-        self.context_on(ModeKey::on(self.mode_key, side), linear)
+    pub fn side_context(&self, side: Side, linear: u64) -> CodeContext {
+        let place = ModeKey::on(self.mode_key, side) << 1 | (linear >> 63) as u32;
+        CodeContext { place, epoch: self.tlb.code_epoch(linear) }
     }
 
     /// The selectors of CS and SS there.

@@ -36,7 +36,7 @@ pub use access::is_canonical;
 pub use bus::{Bus, NoBus};
 pub use cpu::{Cpu, CpuStats};
 pub use decode::{INSTRUCTION_BYTES_MAX, decoder_options, model_bits};
-pub use engine::{CodePlace, Engine, Next, Rights, SettledPage, Side, SystemCalls};
+pub use engine::{CodeContext, CodePlace, Engine, Next, Rights, SettledPage, Side, SystemCalls};
 pub use flags::Flags;
 pub use op::{Env, Fault, Handler, Op};
 pub use profile::{Doing, Marker, Profile};

@@ -100,6 +100,7 @@ impl Cpu {
         } else {
             // With PAE the same CR3 may now mean other tables.
             self.flush_tlb();
+            self.tlb.take_over_bank(value);
         }
         Ok(())
     }

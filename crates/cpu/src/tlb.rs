@@ -396,6 +396,11 @@ impl Tlb {
         false
     }
 
+    /// The current bank, which is empty, is from now on that of `cr3`.
+    pub(crate) fn take_over_bank(&mut self, cr3: u64) {
+        self.banks[self.bank] = Some(cr3);
+    }
+
     /// Forgets which address space each bank belongs to.
     pub(crate) fn forget_banks(&mut self) {
         self.clear();
@@ -444,7 +449,7 @@ impl Tlb {
         self.drop_spaces(u16::MAX);
     }
 
-    /// Which links from linear addresses near this one to code still hold.
+    /// While it is the same, linear addresses near this one lead where they did, as far as code was found there.
     #[inline(always)]
     pub(crate) fn code_epoch(&self, linear: u64) -> u64 {
         self.code_epochs[space_of(self.bank, linear) & (SPACES - 1)]

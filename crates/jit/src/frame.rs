@@ -51,7 +51,7 @@ pub(crate) mod slot {
     /// Linear address of the pinned page, and the distance from there to its host address.
     pub(crate) const PIN_PAGE: i32 = 56;
     pub(crate) const PIN_DELTA: i32 = 64;
-    /// The context and the page of the running code, in one word: `Translator::key_of`.
+    /// The mapping and the page of the running code, in one word: `Translator::key_of`.
     pub(crate) const KEY: i32 = 72;
     /// The place of the last call in [`crate::returns::Returns`].
     pub(crate) const RETURNS: i32 = 80;

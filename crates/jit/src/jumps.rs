@@ -159,6 +159,11 @@ impl Branches {
         self.known[number].last_call = last_call;
     }
 
+    /// There is code in the half of an address.
+    pub(crate) fn note_half(&mut self, number: usize, linear: u64) {
+        self.known[number].halves[(linear >> 63) as usize] = true;
+    }
+
     fn place(number: usize, linear: u64) -> (usize, usize) {
         let index = (linear.wrapping_mul(HASH as u64) >> HASH_SHIFT) as usize & (JUMPS - 1);
         ((number * JUMPS + index) / 2, index & 1)
@@ -171,13 +176,11 @@ impl Branches {
         self.pairs.get()[pair].0.iter().find(known).copied()
     }
 
-    /// Adds a link. The table has to be brought before. Code of either half is entered by a link first, so what is
-    /// noted of calls is of the same halves.
+    /// Adds a link. The table has to be brought before, and its half noted.
     pub(crate) fn insert(&mut self, number: usize, jump: Jump) {
         let (index, first) = Branches::place(number, jump.linear);
         let pair = &mut self.pairs.get_mut()[index].0;
-        let Known { used, halves, .. } = &mut self.known[number];
-        halves[(jump.linear >> 63) as usize] = true;
+        let used = &mut self.known[number].used;
         if used.len() < FEW && pair.iter().all(Jump::is_none) {
             used.push((index % (JUMPS / 2)) as u32);
         }
@@ -277,6 +280,7 @@ mod tests {
             for round in 1..=2 {
                 let linear = |number: u64| number * 16;
                 branches.bring(0, MAPPINGS);
+                branches.note_half(0, 0);
                 for number in 0..count {
                     branches.insert(0, Jump::new(linear(number), round, 0));
                 }
@@ -293,9 +297,11 @@ mod tests {
     fn a_half_without_code_may_change() {
         let mut branches = branches();
         let (program, kernel) = (0x40_0000, u64::MAX << 20);
+        branches.note_half(0, kernel);
         branches.insert(0, Jump::new(kernel, 1, 0));
         branches.bring(0, [1, MAPPINGS[1]]);
         assert_eq!(code(&branches, 0, kernel), Some(1));
+        branches.note_half(0, program);
         branches.insert(0, Jump::new(program, 2, 0));
         branches.bring(0, [1, MAPPINGS[1]]);
         assert_eq!(code(&branches, 0, program), Some(2));

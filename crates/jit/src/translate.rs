@@ -88,9 +88,8 @@ pub(crate) enum Exit {
     Indirect { rsp: i64 },
     /// Most accesses of a loop are on other pages than the ones before: its cells are of no use.
     Misses { steps_a_round: u16 },
-    /// The translation has been dropped. Its first instruction is a jump, whose distance is at this offset in the cache, and
-    /// which can be made to lead to what takes its place.
-    Dropped { patch: u32 },
+    /// The translation has been dropped, and nothing has taken its place.
+    Dropped,
 }
 
 /// Why translated code was left, for counts.
@@ -129,7 +128,7 @@ impl Exit {
             Exit::Cross(_) => ExitKind::Cross,
             Exit::Indirect { .. } => ExitKind::Indirect,
             Exit::Misses { .. } => ExitKind::Misses,
-            Exit::Dropped { .. } => ExitKind::Dropped,
+            Exit::Dropped => ExitKind::Dropped,
         }
     }
 }
@@ -592,7 +591,7 @@ impl<'a> Gen<'a> {
     }
 
     /// Goes on at a distance from the page, on another one. Until the translator links it, it leaves; then it leads there
-    /// as long as page and context are the same, and under others looks into the jump table.
+    /// as long as page and mapping are the same, and under others looks into the jump table.
     fn cross(&mut self, target: u64, at: u16, is_branch: bool) {
         self.e.mov_imm64(T, 0);
         let key_at = self.in_cache(self.e.here()) - 8;

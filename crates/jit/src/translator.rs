@@ -3,8 +3,8 @@
 use std::io;
 
 use cpu::{
-    CodePlace, Cpu, Doing, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, SettledPage, Side,
-    is_canonical,
+    CodeContext, CodePlace, Cpu, Doing, Engine, Env, INSTRUCTION_BYTES_MAX, Next, Seg, SettledPage,
+    Side, is_canonical,
 };
 use mem::{GuestMem, RamOffset, WatchedWrite};
 use rustc_hash::FxHashMap;
@@ -38,8 +38,12 @@ const ROUNDS_FOR_MISSES: u64 = 256;
 const LOOPS_MAX: usize = 1 << 16;
 /// A mapping with code on more pages is not looked through.
 const SETTLED_MAX: usize = 4096;
+/// Large pages that are kept in mind meanwhile.
+const LARGE_PAGES_MAX: usize = 16;
+/// Of mappings' numbers, when all begins anew: less than a key can have by many more than one call of the engine makes.
+const MAPPINGS_MAX: u64 = (1 << (64 - KEY_PAGE_BITS)) - (1 << 20);
 /// Sealed translations of one place that are kept in mind.
-const SEALED_MAX: usize = 256;
+const SEALED_MAX: usize = 64;
 /// Bits of a page's number in a key: linear addresses have 48 bits.
 pub(crate) const KEY_PAGE_BITS: u32 = 36;
 /// A budget that is as good as none.
@@ -76,7 +80,7 @@ pub struct Translator {
     pages: FxHashMap<u64, CodePage>,
     branches: Branches,
     /// The address space and the kernel's contexts for which the frame's context has what they know.
-    brought: Option<(usize, [u64; 2])>,
+    brought: Option<(usize, [CodeContext; 2])>,
     context: Box<Context>,
     hints: Hints,
     /// What is pinned where the TLB knows no page that may be stored to.
@@ -235,25 +239,36 @@ fn at_place(
 /// Where the linear addresses of one half lead, in one mode and address space.
 #[derive(Default)]
 struct Mapping {
-    /// [`Cpu::side_context`] when that was last looked at.
-    context: u64,
+    /// When that was last looked at.
+    context: CodeContext,
     /// Never used again once the mapping is another one. 0 stands for none.
     number: u64,
     /// The linear pages on which code was found, and where they lead: pages of RAM.
     pages: FxHashMap<u64, u64>,
+    /// There are more pages than are kept in mind.
+    is_full: bool,
 }
 
 impl Mapping {
+    /// Code was found on a page.
+    fn note(&mut self, linear: u64, ram: u64) {
+        if self.pages.len() < SETTLED_MAX {
+            self.pages.insert(linear & !0xfff, ram);
+        } else if !self.pages.contains_key(&(linear & !0xfff)) {
+            self.is_full = true;
+        }
+    }
+
     /// True if all pages lead where they did, and nobody can see that this was looked at. Links to them hold then.
     fn holds(&self, cpu: &mut Cpu, mem: &mut GuestMem, side: Side) -> bool {
         // The kernel's code lies on few large pages, as a rule.
         let mut settled: Vec<SettledPage> = Vec::new();
-        self.pages.len() <= SETTLED_MAX
+        !self.is_full
             && self.pages.iter().all(|(linear, ram)| {
                 let known = settled.iter().find_map(|page| page.place(*linear));
                 let gpa = known.or_else(|| {
                     let page = cpu.settled_code_page(mem, *linear, side)?;
-                    if page.bytes > PAGE_BYTES as u64 {
+                    if page.bytes > PAGE_BYTES as u64 && settled.len() < LARGE_PAGES_MAX {
                         settled.push(page);
                     }
                     page.place(*linear)
@@ -381,7 +396,7 @@ impl Translator {
         self.pages.clear();
         self.crossings.clear();
         self.sealed.clear();
-        self.mappings.values_mut().for_each(|mapping| mapping.pages.clear());
+        self.mappings.values_mut().for_each(|mapping| mapping.pages = FxHashMap::default());
         self.branches.clear();
         self.brought = None;
         self.clears += 1;
@@ -400,10 +415,9 @@ impl Translator {
         // Walking the tables for a fetch may have changed what holds.
         self.bring_branches(cpu, mem);
         let key = self.key_of(cpu, linear);
-        let mapping = self.mappings.entry((cpu.code_context(linear) >> 32) as u32).or_default();
-        mapping.pages.insert(linear & !0xfff, place.ram.page());
+        self.note_page(cpu, linear, place.ram.page());
         if let Some((_, next)) = straddler {
-            mapping.pages.insert((linear | 0xfff).wrapping_add(1), next);
+            self.note_page(cpu, (linear | 0xfff).wrapping_add(1), next);
         }
         self.branches
             .insert(number_of(cpu.address_space(), side_of(cpu)), Jump::new(linear, code, key));
@@ -420,6 +434,13 @@ impl Translator {
         number << KEY_PAGE_BITS | linear >> 12 & ((1 << KEY_PAGE_BITS) - 1)
     }
 
+    /// Code was found on a page, in the mapping that holds there.
+    fn note_page(&mut self, cpu: &Cpu, linear: u64, ram: u64) {
+        let place = cpu.side_context(side_of(cpu), linear).place;
+        self.mappings.entry(place).or_default().note(linear, ram);
+        self.branches.note_half(number_of(cpu.address_space(), side_of(cpu)), linear);
+    }
+
     /// The number of the mapping of a half, as it is now. It is the same as before as long as all pages on which code was
     /// found lead where they did, and nobody can see that this was looked at: most of the kernel's do in each new address
     /// space.
@@ -431,16 +452,15 @@ impl Translator {
         half: u64,
     ) -> u64 {
         let context = cpu.side_context(side, half << 63);
-        let mapping = self.mappings.entry((context >> 32) as u32).or_default();
+        let mapping = self.mappings.entry(context.place).or_default();
         if mapping.number != 0 && (mapping.context == context || mapping.holds(cpu, mem, side)) {
             mapping.context = context;
             return mapping.number;
         }
         self.mappings_so_far += 1;
         let number = self.mappings_so_far;
-        let pages = std::mem::take(&mut mapping.pages);
-        let old = std::mem::replace(mapping, Mapping { context, number, pages });
-        mapping.pages.clear();
+        let new = Mapping { context, number, ..Mapping::default() };
+        let old = std::mem::replace(mapping, new);
         self.unlink(old.number);
         number
     }
@@ -455,7 +475,8 @@ impl Translator {
 
     /// Makes a jump between pages lead to `code` under the key `from`, if the key `to` is then what follows.
     fn link_crossing(&mut self, crossing: Crossing, from: u64, to: u64, code: u64) {
-        if from.wrapping_add_signed(i64::from(crossing.pages())) != to {
+        let follows = from.wrapping_add_signed(i64::from(crossing.pages())) == to;
+        if !follows || from >> KEY_PAGE_BITS != to >> KEY_PAGE_BITS {
             return;
         }
         self.memory.write(crossing.key_at as usize, &from.to_le_bytes());
@@ -602,8 +623,11 @@ impl Translator {
         self.translated_bytes += (hot.len() + cold.len()) as u64;
         let block = Block { offset: offset as u32, straddles };
         self.blocks.insert(key, block);
-        let sealed = self.sealed.get(&key).cloned().unwrap_or_default();
-        sealed.iter().for_each(|old| self.link(old + 1, base));
+        // One that only leads to the jump table may find what it takes the place of there.
+        if !straddles {
+            let sealed = self.sealed.get(&key).cloned().unwrap_or_default();
+            sealed.iter().for_each(|old| self.link(old + 1, base));
+        }
         self.pages.entry(key.ram >> 12).or_default().add(key);
         block
     }
@@ -634,11 +658,7 @@ impl Translator {
         if !self.space.has_room() {
             return self.clear();
         }
-        self.sites.push(Site {
-            at: start,
-            undo: 0,
-            exit: Exit::Dropped { patch: offset as u32 + 1 },
-        });
+        self.sites.push(Site { at: start, undo: 0, exit: Exit::Dropped });
         let exit = self.memory.base() + self.space.cold.at as u64;
         let mut emitter = Emitter::new(exit);
         emitter.leave(self.sites.len() as u32 - 1, self.stubs.exit);
@@ -693,6 +713,11 @@ impl Engine for Translator {
         if *cpu.mxcsr_mut() & MXCSR_MASKS != MXCSR_MASKS {
             return Next::Block;
         }
+        if self.mappings_so_far > MAPPINGS_MAX {
+            self.clear();
+            self.mappings.clear();
+            self.mappings_so_far = 0;
+        }
         if cpu.code_generation() != self.generation {
             self.clear();
             self.tlb_state = None;
@@ -721,6 +746,8 @@ impl Engine for Translator {
         // The jump that led here and can be made to lead on without leaving, with the way out that a return has found.
         let mut patch: Option<(u32, Option<u32>)> = None;
         let mut plain = false;
+        // What the jump table has may be what was dropped.
+        let mut is_dropped = false;
         // The same for a jump between pages, with the key under which it was made.
         let mut crossing = None;
         let next = loop {
@@ -730,10 +757,14 @@ impl Engine for Translator {
             }
             let clears = self.clears;
             let found = if std::mem::take(&mut plain) {
-                let place = cpu.code_place(env.mem, rip);
-                let block = place.map(|place| self.block(cpu, env.mem, place, true));
-                block.map(|block| self.address(block)).map(|code| (code, code))
+                cpu.code_place(env.mem, rip).map(|place| {
+                    let block = self.block(cpu, env.mem, place, true);
+                    self.bring_branches(cpu, env.mem);
+                    self.note_page(cpu, rip, place.ram.page());
+                    (self.address(block), self.address(block))
+                })
             } else if patch.is_none()
+                && !std::mem::take(&mut is_dropped)
                 && let Some(code) = self.known(cpu, env.mem, rip)
             {
                 Some((code, code))
@@ -808,7 +839,7 @@ impl Engine for Translator {
                     let steps = self.context.entered.wrapping_sub(self.context.budget);
                     self.judge_loop(self.context.site as u32, steps, steps_a_round);
                 }
-                Exit::Dropped { patch: at } => patch = Some((at, None)),
+                Exit::Dropped => is_dropped = true,
                 Exit::Link { target, patch: at, plain: to_plain } => {
                     rip = page + u64::from(target);
                     patch = Some((at, None));
@@ -870,7 +901,7 @@ impl Engine for Translator {
 }
 
 /// The address space, and what the kernel's contexts are there, which says what the program's are.
-fn kernels_contexts(cpu: &Cpu) -> (usize, [u64; 2]) {
+fn kernels_contexts(cpu: &Cpu) -> (usize, [CodeContext; 2]) {
     (cpu.address_space(), [0, 1 << 63].map(|half| cpu.side_context(Side::Kernel, half)))
 }
 

@@ -86,3 +86,32 @@ fn a_branch_to_a_page_that_is_out_of_bounds_now_faults() {
         assert!(calls > 1000 && calls.abs_diff(faults) <= 1, "{calls} calls, {faults} faults");
     }
 }
+
+/// Behaviour 28.
+#[test]
+fn an_instruction_on_two_pages_that_are_mapped_twice_is_what_was_written_there_last() {
+    // l: mov eax, 200ffdh; call rax; add rbx, rax; mov eax, 210ffdh; call rax; add rbx, rax; and then
+    const CALLS: [u8; 20] = [
+        0xb8, 0xfd, 0x0f, 0x20, 0, 0xff, 0xd0, 0x48, 0x01, 0xc3, 0xb8, 0xfd, 0x0f, 0x21, 0, 0xff,
+        0xd0, 0x48, 0x01, 0xc3,
+    ];
+    // inc byte [201001h]; jmp l; or xor byte [200ffdh], 28h, which makes a NOP of it and back; jmp l
+    let writes: [&[u8]; 2] = [
+        &[0xfe, 0x04, 0x25, 1, 0x10, 0x20, 0, 0xeb, 0xe3],
+        &[0x80, 0x34, 0x25, 0xfd, 0x0f, 0x20, 0, 0x28, 0xeb, 0xe2],
+    ];
+    if has_translator() {
+        for write in writes {
+            let guest = || {
+                let mut vm = guest(&[&CALLS, write].concat());
+                // mov eax, 90909090h, from three bytes before the page's end on; inc rdx; ret
+                vm.write(DATA + 0xffd, &[0xb8, 0x90, 0x90, 0x90, 0x90, 0x48, 0xff, 0xc2, 0xc3]);
+                for page in [0, 0x1000] {
+                    vm.set_pte(0x21_0000 + page, vm.pte(DATA + page));
+                }
+                vm
+            };
+            assert!(compare(guest, 4).cpu.gpr(2) > 1000);
+        }
+    }
+}
