@@ -419,8 +419,7 @@ impl Translator {
         if let Some((_, next)) = straddler {
             self.note_page(cpu, (linear | 0xfff).wrapping_add(1), next);
         }
-        self.branches
-            .insert(number_of(cpu.address_space(), side_of(cpu)), Jump::new(linear, code, key));
+        self.branches.insert(number_here(cpu), Jump::new(linear, code, key));
         if before.0 == self.clears {
             self.link_known(cpu, before.1, linear, key);
         }
@@ -438,7 +437,7 @@ impl Translator {
     fn note_page(&mut self, cpu: &Cpu, linear: u64, ram: u64) {
         let place = cpu.side_context(side_of(cpu), linear).place;
         self.mappings.entry(place).or_default().note(linear, ram);
-        self.branches.note_half(number_of(cpu.address_space(), side_of(cpu)), linear);
+        self.branches.note_half(number_here(cpu), linear);
     }
 
     /// The number of the mapping of a half, as it is now. It is the same as before as long as all pages on which code was
@@ -493,9 +492,7 @@ impl Translator {
         for site in first..self.sites.len() {
             let Exit::Cross(crossing) = self.sites[site].exit else { continue };
             let target = (linear & !0xfff).wrapping_add_signed(i64::from(crossing.target));
-            if let Some(jump) =
-                self.branches.get(number_of(cpu.address_space(), side_of(cpu)), target)
-            {
+            if let Some(jump) = self.branches.get(number_here(cpu), target) {
                 self.link_crossing(crossing, key, jump.key, jump.code);
             }
         }
@@ -504,9 +501,7 @@ impl Translator {
     /// What a jump between pages found at a linear address before.
     fn known(&mut self, cpu: &mut Cpu, mem: &mut GuestMem, linear: u64) -> Option<u64> {
         self.bring_branches(cpu, mem);
-        self.branches
-            .get(number_of(cpu.address_space(), side_of(cpu)), linear)
-            .map(|jump| jump.code)
+        self.branches.get(number_here(cpu), linear).map(|jump| jump.code)
     }
 
     /// Has both sides of a system call know where branches lead, as far as that holds now.
@@ -648,7 +643,6 @@ impl Translator {
     /// Makes the translation at an offset of the cache leave as soon as it is entered, or go on in what takes its place.
     /// Its first instruction is all that changes: jumps further on may still be linked and unlinked.
     fn seal(&mut self, offset: usize, key: Key) {
-        let start = key.start();
         let sealed = self.sealed.entry(key).or_default();
         if sealed.len() == SEALED_MAX {
             // Those go on by way of one that is still known.
@@ -658,7 +652,7 @@ impl Translator {
         if !self.space.has_room() {
             return self.clear();
         }
-        self.sites.push(Site { at: start, undo: 0, exit: Exit::Dropped });
+        self.sites.push(Site { at: key.start(), undo: 0, exit: Exit::Dropped });
         let exit = self.memory.base() + self.space.cold.at as u64;
         let mut emitter = Emitter::new(exit);
         emitter.leave(self.sites.len() as u32 - 1, self.stubs.exit);
@@ -745,11 +739,11 @@ impl Engine for Translator {
         let mut rip = cpu.rip();
         // The jump that led here and can be made to lead on without leaving, with the way out that a return has found.
         let mut patch: Option<(u32, Option<u32>)> = None;
+        // The same for a jump between pages, with the key under which it was made.
+        let mut crossing = None;
         let mut plain = false;
         // What the jump table has may be what was dropped.
         let mut is_dropped = false;
-        // The same for a jump between pages, with the key under which it was made.
-        let mut crossing = None;
         let next = loop {
             // Looking for the next code may set Accessed, so its instruction has to be within the budget.
             if self.context.budget == 0 {
@@ -913,6 +907,11 @@ fn side_of(cpu: &Cpu) -> Side {
 /// The number of what [`Branches`] knows of a side in an address space.
 fn number_of(space: usize, side: Side) -> usize {
     Branches::number(space, side == Side::Program)
+}
+
+/// The same of the side on which the CPU is.
+fn number_here(cpu: &Cpu) -> usize {
+    number_of(cpu.address_space(), side_of(cpu))
 }
 
 /// A flags register as AH and AL hold it.
